@@ -1,0 +1,1 @@
+//! The door to the world: tap, virtual switch, network namespaces, arbiter file.

@@ -1,0 +1,73 @@
+//! What executes the guest's instructions.
+
+use lockstep_cpu::{Bus, CpuState};
+use serde::{Deserialize, Serialize};
+
+/// How far a vCPU has come. What one step is, the engine says: see [`EngineKind`].
+pub type Position = u64;
+
+/// Which engine executes, and so what a [`Position`] counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EngineKind {
+    /// The software CPU; a position is the number of retired instructions.
+    Soft,
+    /// KVM; a position is the number of synchronous exits whose I/O is done.
+    Kvm,
+}
+
+/// Why [`Engine::run`] came back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// `until` is reached.
+    Position,
+    /// A position before `until` at which the caller may act: the bus asked to stop, or (`kvm`) an
+    /// exit was handled.
+    Boundary,
+    /// The guest waits in HLT, interrupts enabled, and no interrupt is pending. A position.
+    Halted,
+    /// The caller's kick ended `run` between two positions: look after I/O, apply nothing, run on.
+    Kicked,
+}
+
+/// One virtual CPU.
+///
+/// Ordering contract: between two calls of [`Engine::run`] the caller may read and write guest
+/// memory, change device state and apply events if and only if [`Engine::at_position`] is true.
+/// Interrupts are taken from the bus by the engine itself, when it next runs.
+pub trait Engine: Send {
+    /// Which engine this is.
+    fn kind(&self) -> EngineKind;
+    /// Steps done since the VM's start.
+    fn position(&self) -> Position;
+    /// Whether the vCPU stands at a position (always, on `soft`).
+    fn at_position(&self) -> bool;
+    /// Executes until `until` at the latest.
+    ///
+    /// # Errors
+    /// The guest did something that ends it (triple fault, an instruction the engine lacks), or the
+    /// host refused; the message names RIP and the exit.
+    fn run(&mut self, until: Position, bus: &mut dyn Bus) -> Result<Stop, EngineError>;
+    /// Virtual time at the present position, in nanoseconds; the `soft` engine's TSC follows it.
+    fn set_clock(&mut self, nanoseconds: u64);
+    /// Exports the architectural state. Only at a position.
+    ///
+    /// # Errors
+    /// The host refused.
+    fn state(&mut self) -> Result<CpuState, EngineError>;
+    /// Replaces the architectural state. Only at a position; the position itself stays.
+    ///
+    /// # Errors
+    /// The state is not one that this engine can hold, or the host refused.
+    fn set_state(&mut self, state: &CpuState) -> Result<(), EngineError>;
+    /// Sets the position, for a state that was saved there.
+    fn set_position(&mut self, position: Position);
+}
+
+/// An engine could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// Placeholder until each engine's failures are listed here by their owner.
+    #[error("{0}")]
+    Failed(String),
+}

@@ -1,0 +1,1 @@
+//! The threads that drive a machine, its channel and its network: unprotected, primary, backup.

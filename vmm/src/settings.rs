@@ -1,0 +1,184 @@
+//! Everything an operator can tune, with defaults. `tuning` lists each with unit, range and
+//! meaning, from one table; the command line and the configuration file are made from that table.
+
+use serde::{Deserialize, Serialize};
+
+/// How a thread waits for work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Wait {
+    /// Never sleeps: lowest latency, one core gone.
+    Spin,
+    /// Spins for a while, then sleeps.
+    SpinThenBlock,
+    /// Sleeps at once.
+    Block,
+}
+
+/// How log bytes travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TransportKind {
+    /// Both processes on one host share the ring.
+    Shm,
+    /// TCP through io_uring.
+    Tcp,
+}
+
+/// Who sends the log and takes the acks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Flush {
+    /// The vCPU's own thread, between runs of the guest.
+    Inline,
+    /// A thread of its own, on a core of its own where there is one.
+    Core,
+}
+
+/// What an acknowledgement means on shared memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ShmAck {
+    /// The entry is committed to the ring that both processes map: it outlives the primary.
+    Committed,
+    /// The backup has read and checked the entry.
+    Received,
+}
+
+/// The channel's knobs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ChannelSettings {
+    /// Transport.
+    pub transport: TransportKind,
+    /// Who flushes.
+    pub flush: Flush,
+    /// Meaning of an ack on `shm`.
+    pub shm_ack: ShmAck,
+    /// Log buffer on each side, bytes, a power of two.
+    pub ring_bytes: u64,
+    /// Acknowledge after this many entries that do not ask for it.
+    pub ack_entries: u32,
+    /// Acknowledge after this long, microseconds.
+    pub ack_delay_us: u32,
+    /// Kernel-side submission thread.
+    pub sqpoll: bool,
+    /// Zero-copy send.
+    pub send_zc: bool,
+    /// SO_BUSY_POLL, microseconds; 0 is off.
+    pub busy_poll_us: u32,
+}
+
+/// Waiting and pinning.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct CpuSettings {
+    /// How the primary's vCPU thread waits while the guest is halted.
+    pub idle_wait: Wait,
+    /// How the backup's receiving thread waits for log bytes.
+    pub receive_wait: Wait,
+    /// How the backup's replaying thread waits for entries.
+    pub replay_wait: Wait,
+    /// Spin this long before sleeping, microseconds (`spin-then-block`).
+    pub spin_us: u32,
+    /// Core of the vCPU thread; -1 leaves it to the scheduler.
+    pub vcpu_core: i32,
+    /// Core of the channel thread (`flush = core`) or the backup's receiver; -1 as above.
+    pub channel_core: i32,
+    /// Instructions between two looks at the world (`soft` engine).
+    pub slice_instructions: u32,
+}
+
+/// Failure detection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct FailureSettings {
+    /// Time between heartbeats, milliseconds.
+    pub heartbeat_interval_ms: u32,
+    /// A peer silent for this long is taken for dead, milliseconds.
+    pub heartbeat_timeout_ms: u32,
+    /// Acks outstanding with no progress for this long, milliseconds.
+    pub stall_timeout_ms: u32,
+    /// Time between attempts while the arbiter is out of reach, milliseconds.
+    pub arbiter_retry_ms: u32,
+}
+
+/// Checks and clock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ReplaySettings {
+    /// Time between digest entries, milliseconds; 0 is off.
+    pub digest_interval_ms: u32,
+    /// Memory covered by one digest entry, bytes.
+    pub digest_stripe_bytes: u32,
+    /// Largest drift of the guest's clock before a clock entry corrects it, microseconds.
+    pub clock_drift_us: u32,
+    /// Execution lag of the backup above which the primary is slowed down, milliseconds.
+    pub lag_limit_ms: u32,
+}
+
+/// All knobs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Settings {
+    /// The channel.
+    pub channel: ChannelSettings,
+    /// Waiting and pinning.
+    pub cpu: CpuSettings,
+    /// Failure detection.
+    pub failure: FailureSettings,
+    /// Digests and clock.
+    pub replay: ReplaySettings,
+}
+
+impl Default for ChannelSettings {
+    fn default() -> Self {
+        Self {
+            transport: TransportKind::Tcp,
+            flush: Flush::Inline,
+            shm_ack: ShmAck::Committed,
+            ring_bytes: 16 << 20,
+            ack_entries: 64,
+            ack_delay_us: 1000,
+            sqpoll: false,
+            send_zc: false,
+            busy_poll_us: 0,
+        }
+    }
+}
+
+impl Default for CpuSettings {
+    fn default() -> Self {
+        Self {
+            idle_wait: Wait::SpinThenBlock,
+            receive_wait: Wait::SpinThenBlock,
+            replay_wait: Wait::Block,
+            spin_us: 20,
+            vcpu_core: -1,
+            channel_core: -1,
+            slice_instructions: 20_000,
+        }
+    }
+}
+
+impl Default for FailureSettings {
+    fn default() -> Self {
+        Self {
+            heartbeat_interval_ms: 10,
+            heartbeat_timeout_ms: 100,
+            stall_timeout_ms: 100,
+            arbiter_retry_ms: 50,
+        }
+    }
+}
+
+impl Default for ReplaySettings {
+    fn default() -> Self {
+        Self {
+            digest_interval_ms: 100,
+            digest_stripe_bytes: 1 << 20,
+            clock_drift_us: 1000,
+            lag_limit_ms: 1000,
+        }
+    }
+}

@@ -2,21 +2,29 @@
 //!
 //! A test whose host lacks something (`/dev/kvm`, a tap device, network namespaces, a program) must
 //! not pass in silence: a suite that skips everything is green and worth nothing. Such a test calls
-//! [`report`] and returns. Each call leaves one line in the file that the environment variable
-//! [`FILE`] names, so that whoever ran the suite can print the list and its length at the end, and
+//! [`report`] and returns. Each call leaves one line in a file of this run in the directory that the
+//! environment variable [`DIRECTORY`] names (the workspace sets it for every `cargo` command), so
+//! that the last test of the run, and whoever started it, can print the list and its length, and
 //! can treat the list as an error on a host that is known to have what is missing.
 
-use std::ffi::OsStr;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// Environment variable naming the file to which [`report`] appends. Unset: standard error only.
-pub const FILE: &str = "LOCKSTEP_NOT_RUN";
+/// Environment variable naming the directory in which [`report`] writes. Unset: standard error only.
+pub const DIRECTORY: &str = "LOCKSTEP_NOT_RUN";
+
+/// The file of this run: all test processes of one `cargo test` are its children, so the run is
+/// told by the parent's process id. `None` where [`DIRECTORY`] is not set.
+#[must_use]
+pub fn file_of_this_run() -> Option<PathBuf> {
+    let directory = PathBuf::from(std::env::var_os(DIRECTORY)?);
+    Some(directory.join(format!("{}.tsv", std::os::unix::process::parent_id())))
+}
 
 /// Says that `test` did not run, and `why`: what is missing, and what to do about it.
 ///
-/// Appends the line `test<TAB>why` to the file named by [`FILE`], if that is set, and prints the
+/// Appends the line `test<TAB>why` to [`file_of_this_run`], if there is one, and prints the
 /// same to standard error behind `NOT RUN:`. The line is one `write` to a file opened for appending,
 /// so tests that run at the same time, in threads or in processes, do not mix their lines.
 ///
@@ -28,11 +36,11 @@ pub fn report(test: &str, why: &str) {
     let line = line(test, why);
     // A closed standard error is no reason to fail: the file is the record.
     let _ = io::stderr().write_all(format!("NOT RUN: {line}").as_bytes());
-    if let Some(path) = std::env::var_os(FILE)
+    if let Some(path) = file_of_this_run()
         && let Err(error) = append(&path, &line)
     {
         panic!(
-            "{FILE}={} cannot be appended to: {error}; the test that could not run: {line}",
+            "{} cannot be appended to: {error}; the test that could not run: {line}",
             path.display()
         );
     }
@@ -44,11 +52,14 @@ fn line(test: &str, why: &str) -> String {
     format!("{}\t{}\n", flat(test), flat(why))
 }
 
-fn append(path: &OsStr, line: &str) -> io::Result<()> {
+fn append(path: &Path, line: &str) -> io::Result<()> {
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory)?;
+    }
     OpenOptions::new()
         .append(true)
         .create(true)
-        .open(Path::new(path))?
+        .open(path)?
         .write_all(line.as_bytes())
 }
 
@@ -70,7 +81,7 @@ mod tests {
         let path = directory.path().join("not-run");
         std::thread::scope(|scope| {
             for thread in 0..8 {
-                let path = path.as_os_str();
+                let path = path.as_path();
                 scope.spawn(move || {
                     for n in 0..50 {
                         let line = line(&format!("test-{thread}-{n}"), &"x".repeat(100));

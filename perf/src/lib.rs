@@ -2,8 +2,12 @@
 //!
 //! Lockstep publishes what the output rule costs as histograms, so the instruments come first:
 //!
-//! - [`not_run`] says aloud which test could not run on this host, and why.
+//! - [`not_run`] says aloud which test could not run on this host, and why;
+//! - [`pin`] puts a thread on a core, and says when it could not;
+//! - [`stamp`] is the clock of the hot path, nanoseconds that compare across processes.
 //!
 //! The crate knows nothing of virtual machines.
 
 pub mod not_run;
+pub mod pin;
+pub mod stamp;

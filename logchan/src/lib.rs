@@ -1,1 +1,14 @@
-//! Lockstep's logchan.
+//! Lockstep's logging channel: what a log entry is, and how the log gets from the primary to the
+//! backup.
+//!
+//! - [`entry`]: the bytes of an entry and what makes them valid.
+//! - [`writer`], [`reader`]: entries in the ring, written and read in place.
+//! - [`protocol`]: hello, acknowledgement, credit, heartbeat. No I/O and no clock.
+//! - `transport`: shared memory and TCP, and the heartbeat socket.
+//!
+//! Nothing here knows what a VM is: positions, clocks and kinds pass through.
+
+pub mod entry;
+pub mod protocol;
+pub mod reader;
+pub mod writer;

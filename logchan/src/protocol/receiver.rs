@@ -1,0 +1,157 @@
+//! The backup's half: which bytes are the next entry, and when to acknowledge.
+
+use super::ack::Ack;
+use crate::entry::{Entry, EntryError, Limits, Sequence, decode};
+
+/// When to acknowledge entries that do not ask for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AckPolicy {
+    /// After this many entries; at least 1.
+    pub entries: u32,
+    /// After this long, nanoseconds.
+    pub delay_ns: u64,
+}
+
+/// What the bytes at the front are.
+#[derive(Debug, Clone, Copy)]
+pub enum Verdict<'a> {
+    /// The next entry. It counts as received.
+    Next(Entry<'a>),
+    /// Not a whole entry yet.
+    Incomplete,
+    /// An entry received before. An error on a link that keeps order; otherwise skip it.
+    Duplicate(Entry<'a>),
+    /// Entries are missing before this one. An error on a link that loses nothing; otherwise drop
+    /// it and let the sender rewind.
+    Gap {
+        /// The number that should have come.
+        expected: Sequence,
+        /// The number that came.
+        found: Sequence,
+    },
+}
+
+/// How far the replay has come, as the replaying thread reports it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Replayed {
+    /// Last entry replayed.
+    pub sequence: Sequence,
+    /// Position of the machine.
+    pub position: u64,
+    /// Virtual time of the machine, nanoseconds.
+    pub clock: u64,
+}
+
+/// Checks a log as it arrives and decides when to acknowledge.
+#[derive(Debug, Clone)]
+pub struct Receiver {
+    limits: Limits,
+    capacity: u64,
+    policy: AckPolicy,
+    last: Sequence,
+    last_clock: u64,
+    unacked: u32,
+    unacked_since: u64,
+    at_once: bool,
+    /// Credit in the last acknowledgement; none was sent before the first.
+    granted: Option<u64>,
+}
+
+impl Receiver {
+    /// Expects entry `last + 1` next, for a ring of `capacity` bytes.
+    #[must_use]
+    pub const fn new(last: Sequence, capacity: u64, policy: AckPolicy) -> Self {
+        Self {
+            limits: Limits::of_ring(capacity),
+            capacity,
+            policy,
+            last,
+            last_clock: 0,
+            unacked: 0,
+            unacked_since: 0,
+            at_once: false,
+            granted: None,
+        }
+    }
+
+    /// Looks at the entry at the start of `bytes`.
+    ///
+    /// # Errors
+    /// The bytes are no valid entry.
+    pub fn accept<'b>(&mut self, bytes: &'b [u8], now: u64) -> Result<Verdict<'b>, EntryError> {
+        let Some(entry) = decode(bytes, self.limits)? else {
+            return Ok(Verdict::Incomplete);
+        };
+        let (expected, found) = (self.last.next(), entry.sequence());
+        if found < expected {
+            // Its acknowledgement may be what was lost: say it again.
+            self.at_once = true;
+            return Ok(Verdict::Duplicate(entry));
+        }
+        if found > expected {
+            self.at_once = true;
+            return Ok(Verdict::Gap { expected, found });
+        }
+        self.last = found;
+        self.last_clock = self.last_clock.max(entry.clock());
+        if self.unacked == 0 {
+            self.unacked_since = now;
+        }
+        self.unacked += 1;
+        self.at_once |= entry.flags().ack_at_once();
+        Ok(Verdict::Next(entry))
+    }
+
+    /// Last entry received.
+    #[must_use]
+    pub const fn last_sequence(&self) -> Sequence {
+        self.last
+    }
+
+    /// Whether an acknowledgement is due, when the ring has `free` bytes behind the last entry
+    /// received.
+    #[must_use]
+    pub fn ack_due(&self, now: u64, free: u64) -> bool {
+        let Some(granted) = self.granted else {
+            return true;
+        };
+        // The sender may be waiting for room: tell it once there is a good part of the ring again.
+        let starved = granted < self.capacity / 4 && free >= self.capacity / 2;
+        let counted = self.unacked >= self.policy.entries.max(1);
+        let aged =
+            self.unacked > 0 && now.saturating_sub(self.unacked_since) >= self.policy.delay_ns;
+        self.at_once || starved || counted || aged
+    }
+
+    /// Whether the sender may be out of credit, so that room has to be told to it.
+    #[must_use]
+    pub fn sender_starved(&self) -> bool {
+        self.granted
+            .is_some_and(|granted| granted < self.capacity / 4)
+    }
+
+    /// When an acknowledgement falls due without further entries.
+    #[must_use]
+    pub const fn ack_at(&self) -> Option<u64> {
+        if self.unacked == 0 {
+            None
+        } else {
+            Some(self.unacked_since.saturating_add(self.policy.delay_ns))
+        }
+    }
+
+    /// The acknowledgement of everything received; none is due afterwards. `free` as in
+    /// [`Receiver::ack_due`].
+    pub fn ack(&mut self, replayed: Replayed, free: u64) -> Ack {
+        self.unacked = 0;
+        self.at_once = false;
+        self.granted = Some(free);
+        Ack {
+            acked: self.last,
+            replayed: replayed.sequence.min(self.last),
+            replayed_position: replayed.position,
+            lag_ns: self.last_clock.saturating_sub(replayed.clock),
+            free,
+        }
+    }
+}

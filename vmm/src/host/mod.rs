@@ -1,7 +1,9 @@
 //! The door to the world: tap, virtual switch, network namespaces, arbiter file, clock, status
 //! socket. All of a virtual machine's contact with its host, but for the channel, is in here.
 
+pub mod arbiter_file;
 pub mod clock;
 pub mod port;
+pub mod status_socket;
 pub mod switch;
 pub mod tap;

@@ -1,0 +1,466 @@
+//! The test-and-set on shared storage that decides which side of a pair lives (paper, section 2.3).
+//!
+//! For each VM and generation there is at most one file `<vm>.<generation>.winner` in a directory
+//! that both hosts see. Whoever makes it has won; it is never changed and never removed by a side.
+//! It is made by `link(2)` of a temporary file that is written and synced before, so it is never
+//! seen half-written, and so the operation is atomic on NFS too, where `O_EXCL` has not always been
+//! and where the answer to a `link` that worked may be lost: after an error, the temporary file's
+//! link count says whether it worked (open(2), under `O_EXCL`).
+//!
+//! An answer is [`Outcome::Won`] only after the directory is synced. A storage that does not answer
+//! makes the call hang, which no timeout of ours can end: call it from a thread of its own.
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Largest winner's record that is read, bytes: the storage is not trusted to be sane.
+const LARGEST_RECORD: u64 = 4096;
+
+/// Longest VM name and party identity, bytes.
+pub const LONGEST_NAME: usize = 64;
+
+/// What the file says: who won.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Winner {
+    /// The VM.
+    pub vm: String,
+    /// The generation of the pairing.
+    pub generation: u64,
+    /// The party that won.
+    pub party: String,
+    /// When, milliseconds since 1970 on the winner's clock. For people: nothing depends on it.
+    pub won_at_unix_ms: u64,
+}
+
+/// What the test-and-set answered.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The caller lives. Asking again as the same party gives the same answer.
+    Won,
+    /// The other side lives, and the caller must not.
+    Lost {
+        /// What the other side left.
+        by: Winner,
+    },
+    /// Nothing is known: wait and ask again, never guess.
+    OutOfReach {
+        /// What failed.
+        why: ArbiterError,
+    },
+}
+
+/// Why the arbiter could not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ArbiterError {
+    /// A VM's or party's name is not fit for a file name.
+    #[error(
+        "{what} `{value}` cannot be used at the arbiter: expected 1 to {LONGEST_NAME} of the \
+         characters a-z A-Z 0-9 . _ - and no dot at the start"
+    )]
+    BadName {
+        /// Which name.
+        what: &'static str,
+        /// The name given.
+        value: String,
+    },
+    /// The storage refused or failed.
+    #[error(
+        "arbiter directory: {step} {} failed ({source}); it must be a directory on storage that \
+         both hosts have mounted, writable by this user",
+        path.display()
+    )]
+    Storage {
+        /// What was being done.
+        step: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// What the storage said.
+        source: io::Error,
+    },
+    /// A winner's file is there, and is not one that Lockstep wrote.
+    #[error(
+        "{} is not the record of a winner ({why}); find out who wrote it before removing it",
+        path.display()
+    )]
+    ForeignRecord {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// The arbiter of one VM.
+#[derive(Debug, Clone)]
+pub struct ArbiterFile {
+    directory: PathBuf,
+    vm: String,
+}
+
+impl ArbiterFile {
+    /// The arbiter of `vm`, whose files are in `directory`. Touches nothing yet.
+    ///
+    /// # Errors
+    /// [`ArbiterError::BadName`].
+    pub fn new(directory: &Path, vm: &str) -> Result<Self, ArbiterError> {
+        check_name("VM name", vm)?;
+        Ok(Self {
+            directory: directory.to_owned(),
+            vm: vm.to_owned(),
+        })
+    }
+
+    /// Asks for `party` to be the one that lives after `generation`.
+    ///
+    /// `party` must be unique to this side's life (a name of the process, not of the role): whoever
+    /// asks under a name that has won is taken for the winner, so that an answer lost on the way can
+    /// be asked for again.
+    ///
+    /// Blocks for as long as the storage does.
+    pub fn test_and_set(&self, generation: u64, party: &str) -> Outcome {
+        match self.attempt(generation, party) {
+            Ok(winner) if winner.party == party => Outcome::Won,
+            Ok(by) => Outcome::Lost { by },
+            Err(why) => Outcome::OutOfReach { why },
+        }
+    }
+
+    /// Who has won `generation`, if anybody has. For reports; deciding on it would be a race.
+    ///
+    /// # Errors
+    /// The storage failed or holds something foreign.
+    pub fn winner(&self, generation: u64) -> Result<Option<Winner>, ArbiterError> {
+        self.read_winner(generation)
+    }
+
+    fn winner_path(&self, generation: u64) -> PathBuf {
+        self.directory
+            .join(format!("{}.{generation}.winner", self.vm))
+    }
+
+    fn attempt(&self, generation: u64, party: &str) -> Result<Winner, ArbiterError> {
+        check_name("party", party)?;
+        // The common second question needs no temporary file. A stale "not there" of a caching file
+        // system does no harm here: `link` decides.
+        let winner = match self.read_winner(generation)? {
+            Some(winner) => winner,
+            None => self.link(generation, party)?,
+        };
+        if winner.party == party {
+            // Before the side goes live, its win must outlive the storage's power supply. On a
+            // question repeated after a failed sync this is the sync that was missing.
+            self.sync_directory()?;
+        }
+        Ok(winner)
+    }
+
+    /// Makes the winner's file, or finds out who did.
+    fn link(&self, generation: u64, party: &str) -> Result<Winner, ArbiterError> {
+        let winner = Winner {
+            vm: self.vm.clone(),
+            generation,
+            party: party.to_owned(),
+            won_at_unix_ms: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| since.as_millis() as u64),
+        };
+        let temporary = Temporary::write(&self.directory, &self.vm, &winner)?;
+        let path = self.winner_path(generation);
+        let linked = match rustix::fs::linkat(CWD, &temporary.path, CWD, &path, AtFlags::empty()) {
+            Ok(()) => return Ok(winner),
+            Err(errno) => errno,
+        };
+        // The answer may be wrong: ask the file itself.
+        let links = temporary
+            .file
+            .metadata()
+            .map_err(|source| storage("examining", &temporary.path, source))?
+            .nlink();
+        if links == 2 {
+            return Ok(winner);
+        }
+        match (linked, self.read_winner(generation)?) {
+            // Also after an error other than EEXIST: a winner that can be read is a winner.
+            (_, Some(winner)) => Ok(winner),
+            (errno, None) => Err(storage("linking", &path, errno.into())),
+        }
+    }
+
+    fn read_winner(&self, generation: u64) -> Result<Option<Winner>, ArbiterError> {
+        let path = self.winner_path(generation);
+        let foreign = |why: String| ArbiterError::ForeignRecord {
+            path: path.clone(),
+            why,
+        };
+        // NONBLOCK: something that is no file, a FIFO for example, must not hold us up.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let mut file = match rustix::fs::open(&path, flags, Mode::empty()) {
+            Ok(file) => File::from(file),
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::LOOP) => return Err(foreign("it is a symbolic link".to_owned())),
+            Err(errno) => return Err(storage("opening", &path, errno.into())),
+        };
+        let mut text = Vec::new();
+        Read::by_ref(&mut file)
+            .take(LARGEST_RECORD + 1)
+            .read_to_end(&mut text)
+            .map_err(|source| storage("reading", &path, source))?;
+        if text.len() as u64 > LARGEST_RECORD {
+            return Err(foreign(format!(
+                "longer than the {LARGEST_RECORD} bytes of the longest record"
+            )));
+        }
+        let winner: Winner =
+            serde_json::from_slice(&text).map_err(|error| foreign(error.to_string()))?;
+        if (winner.vm.as_str(), winner.generation) != (self.vm.as_str(), generation) {
+            return Err(foreign(format!(
+                "it names VM `{}`, generation {}, expected `{}`, {generation}",
+                winner.vm, winner.generation, self.vm
+            )));
+        }
+        Ok(Some(winner))
+    }
+
+    fn sync_directory(&self) -> Result<(), ArbiterError> {
+        let failed = |source| storage("syncing", &self.directory, source);
+        let directory = File::open(&self.directory).map_err(failed)?;
+        match directory.sync_all() {
+            // What some network file systems say whose directory operations are synchronous.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            result => result.map_err(failed),
+        }
+    }
+}
+
+/// A fully written, synced file with one name, which goes when this is dropped. Its link under the
+/// winner's name stays.
+struct Temporary {
+    path: PathBuf,
+    file: File,
+}
+
+impl Temporary {
+    fn write(directory: &Path, vm: &str, winner: &Winner) -> Result<Self, ArbiterError> {
+        /// Tells this process's temporary files apart; only uniqueness is asked of it.
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        // Unique among the parties by the party's name, among its processes by the rest; and a
+        // leftover of a crash makes O_EXCL refuse, never a mix.
+        let path = directory.join(format!(
+            ".{vm}.{}.{}.{}.{}.{}",
+            winner.generation,
+            winner.party,
+            std::process::id(),
+            super::clock::now_ns(),
+            NEXT.fetch_add(1, Ordering::Relaxed),
+        ));
+        let file = File::options()
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(|source| storage("creating", &path, source))?;
+        let mut temporary = Self { path, file };
+        let text = serde_json::to_vec(winner).expect("a record of strings and numbers");
+        temporary
+            .file
+            .write_all(&text)
+            .and_then(|()| temporary.file.sync_all())
+            .map_err(|source| storage("writing", &temporary.path, source))?;
+        Ok(temporary)
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // A leftover is harmless: its name is never looked at.
+        drop(std::fs::remove_file(&self.path));
+    }
+}
+
+fn storage(step: &'static str, path: &Path, source: io::Error) -> ArbiterError {
+    ArbiterError::Storage {
+        step,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+fn check_name(what: &'static str, value: &str) -> Result<(), ArbiterError> {
+    let legal = (1..=LONGEST_NAME).contains(&value.len())
+        && !value.starts_with('.')
+        && value
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    if legal {
+        Ok(())
+    } else {
+        Err(ArbiterError::BadName {
+            what,
+            value: value.to_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ArbiterError, ArbiterFile, Outcome, Winner};
+    use std::process::{Command, Stdio};
+
+    fn arbiter(directory: &tempfile::TempDir) -> ArbiterFile {
+        ArbiterFile::new(directory.path(), "web.1").expect("legal names")
+    }
+
+    #[test]
+    fn the_first_wins_the_second_loses_and_both_are_told_so_again() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let arbiter = arbiter(&directory);
+        assert_eq!(arbiter.winner(7).expect("reachable"), None);
+        for _ in 0..2 {
+            assert!(matches!(arbiter.test_and_set(7, "a"), Outcome::Won));
+            match arbiter.test_and_set(7, "b") {
+                Outcome::Lost { by } => assert_eq!((by.party.as_str(), by.generation), ("a", 7)),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(
+            matches!(arbiter.test_and_set(8, "b"), Outcome::Won),
+            "generations are decided one by one"
+        );
+        let names: Vec<_> = std::fs::read_dir(directory.path())
+            .expect("readable")
+            .map(|entry| entry.expect("an entry").file_name())
+            .collect();
+        assert_eq!(names.len(), 2, "temporary files are left: {names:?}");
+    }
+
+    #[test]
+    fn a_record_that_is_not_ours_is_out_of_reach_and_never_a_win() {
+        let ours = serde_json::to_string(&Winner {
+            vm: "web.1".to_owned(),
+            generation: 1,
+            party: "a".to_owned(),
+            won_at_unix_ms: 0,
+        })
+        .expect("json");
+        let long = "x".repeat(10_000);
+        for text in [
+            "",
+            "{}",
+            long.as_str(),
+            &ours.replace("web", "db"),
+            &ours[1..],
+        ] {
+            let directory = tempfile::tempdir().expect("a directory");
+            std::fs::write(directory.path().join("web.1.1.winner"), text).expect("write");
+            let outcome = arbiter(&directory).test_and_set(1, "a");
+            assert!(
+                matches!(
+                    outcome,
+                    Outcome::OutOfReach {
+                        why: ArbiterError::ForeignRecord { .. }
+                    }
+                ),
+                "{text:.20}: {outcome:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn storage_that_is_not_there_is_out_of_reach() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let arbiter = ArbiterFile::new(&directory.path().join("unmounted"), "web").expect("legal");
+        match arbiter.test_and_set(1, "a") {
+            Outcome::OutOfReach { why } => {
+                assert!(why.to_string().contains("both hosts"), "{why}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn names_that_would_leave_the_directory_are_refused() {
+        let directory = tempfile::tempdir().expect("a directory");
+        for name in ["", "..", ".a", "a/b", "a b", "ä", &"n".repeat(65)] {
+            assert!(ArbiterFile::new(directory.path(), name).is_err(), "{name}");
+            assert!(matches!(
+                arbiter(&directory).test_and_set(1, name),
+                Outcome::OutOfReach {
+                    why: ArbiterError::BadName { .. }
+                }
+            ));
+        }
+    }
+
+    const RACER: &str = "LOCKSTEP_TEST_ARBITER_RACER";
+    const GENERATIONS: u64 = 20;
+
+    /// One of the processes of the race below: waits for the start, prints the generations it won.
+    fn race_as(directory: &str, party: &str) {
+        let arbiter = ArbiterFile::new(directory.as_ref(), "raced").expect("legal");
+        for generation in 1..=GENERATIONS {
+            // All racers meet at each generation's start, a file that the parent makes.
+            let start = std::path::Path::new(directory).join(format!("start.{generation}"));
+            while !start.exists() {
+                std::hint::spin_loop();
+            }
+            match arbiter.test_and_set(generation, party) {
+                Outcome::Won => println!("WON {generation} {party}"),
+                Outcome::Lost { by } => println!("LOST {generation} {}", by.party),
+                Outcome::OutOfReach { why } => println!("FAILED {generation} {why}"),
+            }
+        }
+    }
+
+    #[test]
+    fn of_many_processes_that_race_exactly_one_wins_each_generation() {
+        if let Ok(racer) = std::env::var(RACER) {
+            let (directory, party) = racer.split_once('|').expect("directory|party");
+            race_as(directory, party);
+            return;
+        }
+        let directory = tempfile::tempdir().expect("a directory");
+        let racers: Vec<_> = (0..8)
+            .map(|number| {
+                let value = format!("{}|racer-{number}", directory.path().display());
+                Command::new(std::env::current_exe().expect("our own path"))
+                    .args(["--exact", "--nocapture", "--test-threads=1"])
+                    .arg(concat!(
+                        "host::arbiter_file::tests::",
+                        "of_many_processes_that_race_exactly_one_wins_each_generation"
+                    ))
+                    .env(RACER, value)
+                    .stdout(Stdio::piped())
+                    .stderr(Stdio::null())
+                    .spawn()
+                    .expect("spawn")
+            })
+            .collect();
+        for generation in 1..=GENERATIONS {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            let start = directory.path().join(format!("start.{generation}"));
+            std::fs::write(start, "").expect("write");
+        }
+        let said: String = racers
+            .into_iter()
+            .map(|racer| racer.wait_with_output().expect("wait"))
+            .map(|output| String::from_utf8(output.stdout).expect("text"))
+            .collect();
+        for generation in 1..=GENERATIONS {
+            let answers = |verb: &str| -> Vec<&str> {
+                said.lines()
+                    .filter_map(|line| line.split_once(&format!("{verb} {generation} ")))
+                    .map(|(_, party)| party)
+                    .collect()
+            };
+            let (won, lost) = (answers("WON"), answers("LOST"));
+            assert_eq!((won.len(), lost.len()), (1, 7), "{generation}:\n{said}");
+            assert!(lost.iter().all(|by| *by == won[0]), "{generation}:\n{said}");
+        }
+    }
+}

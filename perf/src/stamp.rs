@@ -11,7 +11,8 @@
 //! a second. Each thread therefore keeps an anchor, a pair of counter and clock read together, and
 //! takes a new one every 10 ms of use; between two anchors the counter advances at the
 //! rate found over the thread's anchors so far. A new anchor costs three clock reads, about 0.2 µs,
-//! once in 10 ms; every other stamp costs the counter and a multiplication. Until a thread's first
+//! once in 10 ms; every other stamp costs the counter and a multiplication, half of what the kernel's
+//! clock costs at its best. Until a thread's first
 //! 10 ms are over no rate is known, and its stamps come from the kernel.
 //!
 //! Stamps of one thread never go backwards. Stamps of two threads of the same instant differ by no
@@ -54,15 +55,11 @@ pub enum Source {
 
 /// Nanoseconds of `CLOCK_MONOTONIC`.
 #[must_use]
+#[inline]
 pub fn now() -> u64 {
     #[cfg(target_arch = "x86_64")]
     {
-        CLOCK.with(|clock| {
-            let mut state = clock.get();
-            let stamp = state.now();
-            clock.set(state);
-            stamp
-        })
+        CLOCK.with(ThreadClock::now)
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
@@ -114,26 +111,27 @@ fn probe() -> Source {
 
 #[cfg(target_arch = "x86_64")]
 thread_local! {
-    static CLOCK: Cell<ThreadClock> = const { Cell::new(ThreadClock::UNUSED) };
+    static CLOCK: ThreadClock = const { ThreadClock::unused() };
 }
 
 /// One thread's view of the clock through the counter.
 #[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy)]
 struct ThreadClock {
-    mode: Mode,
-    /// The latest anchor.
-    anchor: Anchor,
-    /// The anchor from which the rate is measured.
-    base: Anchor,
-    /// The anchor that will be `base` when that is too old.
-    next_base: Anchor,
-    /// Ticks after `anchor` at which it is too old. 0: no rate is known yet.
-    window_ticks: u64,
+    /// Counter at the latest anchor.
+    anchor_ticks: Cell<u64>,
+    /// Clock at the latest anchor, nanoseconds.
+    anchor_ns: Cell<u64>,
+    /// Ticks after the anchor at which it is too old. 0: no rate is known.
+    window_ticks: Cell<u64>,
     /// Nanoseconds a tick, times 2^32.
-    rate: u64,
+    rate: Cell<u64>,
     /// The latest stamp given out.
-    last: u64,
+    last: Cell<u64>,
+    mode: Cell<Mode>,
+    /// The anchor from which the rate is measured.
+    base: Cell<Anchor>,
+    /// The anchor that will be `base` when that is too old.
+    next_base: Cell<Anchor>,
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -154,84 +152,101 @@ struct Anchor {
 
 #[cfg(target_arch = "x86_64")]
 impl ThreadClock {
-    const UNUSED: Self = Self {
-        mode: Mode::Unused,
-        anchor: Anchor { ticks: 0, ns: 0 },
-        base: Anchor { ticks: 0, ns: 0 },
-        next_base: Anchor { ticks: 0, ns: 0 },
-        window_ticks: 0,
-        rate: 0,
-        last: 0,
-    };
+    const fn unused() -> Self {
+        const NONE: Anchor = Anchor { ticks: 0, ns: 0 };
+        Self {
+            anchor_ticks: Cell::new(0),
+            anchor_ns: Cell::new(0),
+            window_ticks: Cell::new(0),
+            rate: Cell::new(0),
+            last: Cell::new(0),
+            mode: Cell::new(Mode::Unused),
+            base: Cell::new(NONE),
+            next_base: Cell::new(NONE),
+        }
+    }
 
     #[inline]
-    fn now(&mut self) -> u64 {
-        // While no rate is known, and in the other modes, `window_ticks` is 0 and nothing passes.
-        let elapsed = tsc::read().wrapping_sub(self.anchor.ticks);
-        let stamp = if elapsed < self.window_ticks {
-            self.anchor.ns + self.convert(elapsed)
+    fn now(&self) -> u64 {
+        let elapsed = tsc::read().wrapping_sub(self.anchor_ticks.get());
+        // Nothing is less than the 0 that stands here in the other modes and before a rate is known.
+        let stamp = if elapsed < self.window_ticks.get() {
+            // `renew` chose the window so that the product fits.
+            self.anchor_ns.get() + ((elapsed * self.rate.get()) >> RATE_SHIFT)
         } else {
             self.slow()
         };
-        self.last = self.last.max(stamp);
-        self.last
-    }
-
-    /// `ticks` is less than `window_ticks`, which `renew` bounds so that the product fits.
-    fn convert(&self, ticks: u64) -> u64 {
-        (ticks * self.rate) >> RATE_SHIFT
+        let stamp = stamp.max(self.last.get());
+        self.last.set(stamp);
+        stamp
     }
 
     #[cold]
-    fn slow(&mut self) -> u64 {
-        match self.mode {
-            Mode::Kernel => return monotonic(),
-            Mode::Counter => {}
+    fn slow(&self) -> u64 {
+        match self.mode.get() {
+            Mode::Kernel => monotonic(),
+            Mode::Unused if *source() != Source::Tsc => {
+                self.mode.set(Mode::Kernel);
+                monotonic()
+            }
             Mode::Unused => {
-                if *source() != Source::Tsc {
-                    self.mode = Mode::Kernel;
-                    return monotonic();
+                self.mode.set(Mode::Counter);
+                self.begin(Anchor::take())
+            }
+            Mode::Counter => {
+                let clock = monotonic();
+                if clock.saturating_sub(self.base.get().ns) < BASELINE_MIN_NS {
+                    clock
+                } else {
+                    self.renew(Anchor::take())
                 }
-                self.mode = Mode::Counter;
-                self.base = Anchor::take();
-                self.next_base = self.base;
-                self.anchor = self.base;
-                return self.base.ns;
             }
         }
-        let clock = monotonic();
-        if clock.saturating_sub(self.base.ns) < BASELINE_MIN_NS {
-            return clock;
-        }
-        self.renew();
-        self.anchor.ns
     }
 
-    fn renew(&mut self) {
-        let anchor = Anchor::take();
-        let ns = anchor.ns.saturating_sub(self.base.ns);
-        let ticks = anchor.ticks.saturating_sub(self.base.ticks);
-        self.anchor = anchor;
-        // A counter that stood still, or that runs at less than 16 MHz or more than 16 GHz, is none.
-        let plausible = ticks / 16 <= ns && ns / 64 <= ticks && ticks > 0;
-        if !plausible {
-            // Suspended, or moved by a hypervisor: begin anew, on the kernel's clock meanwhile.
-            self.base = anchor;
-            self.next_base = anchor;
-            self.window_ticks = 0;
-            return;
-        }
-        let rate = (u128::from(ns) << RATE_SHIFT) / u128::from(ticks);
-        let window = (u128::from(WINDOW_NS) << RATE_SHIFT) / rate.max(1);
-        // `plausible` bounds the rate by 2^38 and the window by 16 ticks a nanosecond, 2^28: the
-        // product of the two is 2^RATE_SHIFT times WINDOW_NS whatever the rate, less than 2^56.
-        self.rate = rate as u64;
-        self.window_ticks = window as u64;
-        if anchor.ns.saturating_sub(self.next_base.ns) > BASELINE_NS {
-            self.base = self.next_base;
-            self.next_base = anchor;
-        }
+    /// Knows no rate, and waits until `base` is old enough for one.
+    fn begin(&self, base: Anchor) -> u64 {
+        self.window_ticks.set(0);
+        self.base.set(base);
+        self.next_base.set(base);
+        base.ns
     }
+
+    /// Converts from `anchor` on.
+    fn renew(&self, anchor: Anchor) -> u64 {
+        let base = self.base.get();
+        let ns = anchor.ns.saturating_sub(base.ns);
+        let ticks = anchor.ticks.saturating_sub(base.ticks);
+        let Some((rate, window_ticks)) = rate(ns, ticks) else {
+            // Suspended, or moved by a hypervisor.
+            return self.begin(anchor);
+        };
+        self.anchor_ticks.set(anchor.ticks);
+        self.anchor_ns.set(anchor.ns);
+        self.rate.set(rate);
+        self.window_ticks.set(window_ticks);
+        let next = self.next_base.get();
+        if anchor.ns.saturating_sub(next.ns) > BASELINE_NS {
+            self.base.set(next);
+            self.next_base.set(anchor);
+        }
+        anchor.ns
+    }
+}
+
+/// Rate and window, in ticks, of a counter that made `ticks` in `ns`; `None` if that is less than
+/// 16 MHz or more than 16 GHz, which is no time-stamp counter.
+///
+/// The product of the two, the greatest that a conversion meets, is about `WINDOW_NS << RATE_SHIFT`,
+/// less than 2^56, whatever the rate.
+#[cfg(target_arch = "x86_64")]
+fn rate(ns: u64, ticks: u64) -> Option<(u64, u64)> {
+    if ticks == 0 || ticks / 16 > ns || ns / 64 > ticks {
+        return None;
+    }
+    let rate = (u128::from(ns) << RATE_SHIFT) / u128::from(ticks);
+    let window = (u128::from(WINDOW_NS) << RATE_SHIFT).checked_div(rate)?;
+    Some((u64::try_from(rate).ok()?, u64::try_from(window).ok()?))
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -244,9 +259,9 @@ impl Anchor {
             if tries >= 3 && width < ANCHOR_TICKS {
                 break;
             }
-            let before = tsc::read();
+            let before = tsc::read_in_order();
             let ns = monotonic();
-            let after = tsc::read();
+            let after = tsc::read_in_order();
             let this = after.wrapping_sub(before);
             if this < width {
                 width = this;
@@ -264,20 +279,29 @@ impl Anchor {
 mod tsc {
     use core::arch::x86_64::{__cpuid, _mm_lfence, _rdtsc};
 
-    /// Ticks, read after every earlier load is done and before anything later starts.
+    /// Ticks. The processor may take them a little early, while older instructions still wait for
+    /// memory: tens of nanoseconds, which a stamp can bear and a fence would cost.
     #[inline]
     pub(super) fn read() -> u64 {
-        // SAFETY: LFENCE is part of SSE2 and RDTSC of every x86-64; RDTSC faults only where a process
-        // asked for that by PR_SET_TSC, which this one never does. Neither touches memory.
-        unsafe {
-            _mm_lfence();
-            _rdtsc()
-        }
+        // SAFETY: every x86-64 has RDTSC; it touches no memory, and faults only where the process
+        // asked for that by PR_SET_TSC, which nothing in Lockstep does.
+        unsafe { _rdtsc() }
     }
 
-    /// Intel SDM volume 3, 19.17.1, AMD APM volume 2, 13.2.4: constant rate in all power states.
+    /// Ticks, read after everything earlier and before anything later.
+    pub(super) fn read_in_order() -> u64 {
+        // SAFETY: LFENCE is part of SSE2, which every x86-64 has; it touches no memory.
+        unsafe { _mm_lfence() };
+        let ticks = read();
+        // SAFETY: as above.
+        unsafe { _mm_lfence() };
+        ticks
+    }
+
+    /// Intel SDM volume 3, "Invariant TSC"; AMD APM volume 2, "Time-Stamp Counter": a constant rate
+    /// in all power states.
     pub(super) fn invariant() -> bool {
-        __cpuid(0x8000_0000).eax >= 0x8000_0007 && __cpuid(0x8000_0007).edx & 1 << 8 != 0
+        __cpuid(0x8000_0000).eax >= 0x8000_0007 && __cpuid(0x8000_0007).edx & (1 << 8) != 0
     }
 }
 
@@ -340,10 +364,13 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn no_plausible_rate_overflows_the_conversion() {
-        for (ns, ticks) in [(16_u64, 1_u64), (1, 16), (1, 3), (64, 1)] {
-            let rate = (u128::from(ns) << RATE_SHIFT) / u128::from(ticks);
-            let window = (u128::from(WINDOW_NS) << RATE_SHIFT) / rate;
-            assert!(window * rate < 1 << 63, "{ns} ns in {ticks} ticks");
+        for (ns, ticks) in [(64, 1), (16, 1), (1, 3), (1, 16), (u64::MAX, u64::MAX)] {
+            let (rate, window) = rate(ns, ticks).expect("plausible");
+            let product = rate.checked_mul(window).expect("fits");
+            assert!(product < 1 << 56, "{ns} ns in {ticks} ticks");
+        }
+        for (ns, ticks) in [(0, 1000), (1000, 0), (1_000_000, 1), (1, 1000)] {
+            assert_eq!(rate(ns, ticks), None, "{ns} ns in {ticks} ticks");
         }
     }
 }

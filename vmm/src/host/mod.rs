@@ -3,6 +3,7 @@
 
 pub mod arbiter_file;
 pub mod clock;
+pub mod namespaces;
 pub mod port;
 pub mod status_socket;
 pub mod switch;

@@ -79,7 +79,7 @@ pub trait Vm {
     /// Virtual time here.
     fn clock(&self) -> VirtualTime;
     /// When the guest's next timer is due, if one is armed: a halted machine's clock should be moved
-    /// there once that much time has passed.
+    /// there once that much time has passed. At or before [`Vm::clock`]: it has been noticed.
     fn next_timer(&self) -> Option<VirtualTime>;
     /// Executes until `until` at the latest; returns early when an output is ready.
     ///
@@ -91,11 +91,11 @@ pub trait Vm {
     /// # Errors
     /// Not at a position.
     fn apply(&mut self, clock: VirtualTime, event: Event<'_>) -> Result<(), Self::Error>;
-    /// Takes the oldest output not yet taken.
+    /// Takes the oldest output not yet taken. Taking it changes no state that a digest covers.
     fn next_output(&mut self) -> Option<Output>;
     /// Gives an output's buffer back, so that the hot path allocates nothing.
     fn recycle(&mut self, output: Output);
-    /// Digest of the state here.
+    /// Digest of the state here. Outputs that were said and not yet taken are no part of it.
     ///
     /// # Errors
     /// The engine could not export its state.

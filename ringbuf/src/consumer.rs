@@ -1,0 +1,131 @@
+//! The reading end.
+
+use std::time::Duration;
+
+use crate::atomics::Native;
+use crate::cursor::ConsumerCursor;
+use crate::error::CursorFault;
+use crate::ring::Claim;
+use crate::wait::{self, WaitPolicy, Waited};
+
+/// Reads in place, releases. Dropping it releases nothing: the next consumer begins where this one
+/// left off.
+pub struct Consumer {
+    cursor: ConsumerCursor,
+    claim: Claim,
+}
+
+impl Consumer {
+    pub(crate) fn new(claim: Claim, cursor: ConsumerCursor) -> Self {
+        Self { cursor, claim }
+    }
+
+    /// Bytes that the ring holds.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.claim.mapping().capacity()
+    }
+
+    /// Everything committed and not released, contiguous.
+    ///
+    /// If the producer corrupted its cursor, this stays what it was before, and [`Consumer::fault`]
+    /// says why.
+    #[inline]
+    #[must_use]
+    pub fn readable(&self) -> &[u8] {
+        self.readable_from(self.cursor.released())
+    }
+
+    /// What is committed from byte number `cursor` on, contiguous: for a reader that holds on to
+    /// earlier bytes until later (until a send is acknowledged, say).
+    ///
+    /// # Panics
+    /// If `cursor` is released already or beyond what is committed.
+    #[inline]
+    #[must_use]
+    pub fn readable_from(&self, cursor: u64) -> &[u8] {
+        let mapping = self.claim.mapping();
+        let committed = self.cursor.look(mapping.control());
+        let held = committed.wrapping_sub(self.cursor.released());
+        let len = committed.wrapping_sub(cursor);
+        assert!(
+            len <= held,
+            "read from byte {cursor}; from {} to {committed} are readable",
+            self.cursor.released()
+        );
+        // SAFETY: `len <= held <= capacity` (`look` adopts nothing else), so the bytes from here are
+        // mapped while `self.claim` lives, and initialised: the Acquire in `look` has made the
+        // producer's writes to them visible. A producer writes them again only after `release`, which
+        // needs `&mut self` and so ends this borrow. A peer outside the protocol may write them at any
+        // time, as the crate's page says; it is another process, whose stores are plain memory changing.
+        unsafe { std::slice::from_raw_parts(mapping.at(cursor).as_ptr(), len as usize) }
+    }
+
+    /// Bytes ever committed, as far as this end has looked: everything below it is readable.
+    #[inline]
+    #[must_use]
+    pub fn committed(&self) -> u64 {
+        self.cursor.look(self.claim.mapping().control())
+    }
+
+    /// Bytes ever released: the number of the first readable byte.
+    #[inline]
+    #[must_use]
+    pub fn released(&self) -> u64 {
+        self.cursor.released()
+    }
+
+    /// The same as [`Consumer::released`]: where reading begins.
+    #[inline]
+    #[must_use]
+    pub fn cursor(&self) -> u64 {
+        self.cursor.released()
+    }
+
+    /// Gives the first `len` readable bytes back to the producer, and wakes it if it sleeps.
+    ///
+    /// # Panics
+    /// If fewer were read.
+    #[inline]
+    pub fn release(&mut self, len: usize) {
+        self.cursor
+            .release(self.claim.mapping().control(), len as u64);
+    }
+
+    /// Seals the ring for good, and returns the committed cursor at which the log ends: what is
+    /// below is readable, nothing beyond will ever be, and a producer that commits anything beyond
+    /// finds [`Producer::sealed`](crate::Producer::sealed) true right after. Sealing again returns the
+    /// same.
+    pub fn seal(&mut self) -> u64 {
+        self.cursor.seal(self.claim.mapping().control())
+    }
+
+    /// Waits until more than `beyond` bytes were ever committed. [`Waited::Sealed`] if the ring was
+    /// sealed before they were. Pass `released() + readable().len()` to wait for the next commit.
+    pub fn wait_committed(
+        &self,
+        beyond: u64,
+        policy: &WaitPolicy,
+        timeout: Option<Duration>,
+    ) -> Waited {
+        let control = self.claim.mapping().control();
+        wait::wait::<Native>(&control.consumer_sleep.0, policy, timeout, || {
+            self.cursor.look_beyond(control, beyond)
+        })
+    }
+
+    /// What the producer did to its cursor, once it was found out. The ring is then to be given up.
+    #[must_use]
+    pub fn fault(&self) -> Option<CursorFault> {
+        self.cursor.fault()
+    }
+}
+
+impl std::fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Consumer")
+            .field("released", &self.released())
+            .field("committed", &self.committed())
+            .finish_non_exhaustive()
+    }
+}

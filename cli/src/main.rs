@@ -1,1 +1,3 @@
+//! The program `lockstep`; everything is in the library, where tests reach it.
+
 fn main() {}

@@ -297,3 +297,6 @@ impl Backup {
         self.times.as_ref()
     }
 }
+
+#[cfg(test)]
+mod tests;

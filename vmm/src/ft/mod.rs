@@ -26,6 +26,8 @@ pub mod log;
 pub mod primary;
 pub mod recorder;
 pub mod replayer;
+#[cfg(test)]
+mod testing;
 pub mod throttle;
 pub mod times;
 pub mod vm;

@@ -249,3 +249,6 @@ impl Primary {
         self.times.as_ref()
     }
 }
+
+#[cfg(test)]
+mod tests;

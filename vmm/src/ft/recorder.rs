@@ -367,3 +367,6 @@ fn commit_mark<V: Vm, D: LogDraft>(vm: &V, mut draft: D, mark: &Mark, flags: Fla
     let (kind, length) = encode_mark(mark, draft.payload_mut());
     draft.commit(kind, flags, vm.position(), vm.clock(), length)
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,11 +4,14 @@
 //! - [`entry`]: the bytes of an entry and what makes them valid.
 //! - [`writer`], [`reader`]: entries in the ring, written and read in place.
 //! - [`protocol`]: hello, acknowledgement, credit, heartbeat. No I/O and no clock.
-//! - `transport`: shared memory and TCP, and the heartbeat socket.
+//! - [`transport`]: shared memory and TCP, and the heartbeat socket.
 //!
 //! Nothing here knows what a VM is: positions, clocks and kinds pass through.
 
+mod bell;
 pub mod entry;
 pub mod protocol;
 pub mod reader;
+mod received;
+pub mod transport;
 pub mod writer;

@@ -1,11 +1,11 @@
 //! Reading entries from the log ring, in place.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use lockstep_ringbuf::Consumer;
+use lockstep_ringbuf::{Consumer, WaitPolicy, Waited};
 
 use crate::entry::{Entry, EntryError, Limits, Sequence, Verify, split};
+pub use crate::received::ReceivedCursor;
 
 /// Who compares an entry's CRC.
 #[derive(Debug, Clone)]
@@ -14,35 +14,9 @@ pub enum Checked {
     ByReader,
     /// The receiver, before it committed the entry to this ring (`tcp`).
     ByReceiver,
-    /// The receiver, in place: entries behind its cursor do not exist yet (`shm`, acknowledged when
-    /// received).
+    /// The receiver, in place: what is behind its cursor does not exist yet (`shm`, acknowledged
+    /// when received).
     BehindReceiver(ReceivedCursor),
-}
-
-/// How far the receiving thread has checked a ring that it does not write itself. A byte count since
-/// the ring's start.
-#[derive(Debug, Clone, Default)]
-pub struct ReceivedCursor(Arc<AtomicU64>);
-
-impl ReceivedCursor {
-    /// A receiver that stands at `cursor`.
-    #[must_use]
-    pub fn at(cursor: u64) -> Self {
-        Self(Arc::new(AtomicU64::new(cursor)))
-    }
-
-    /// Where the receiver stands.
-    #[must_use]
-    pub fn get(&self) -> u64 {
-        // Acquire: pairs with the Release in `advance`. The bytes before the cursor were checked.
-        self.0.load(Ordering::Acquire)
-    }
-
-    /// The receiver has checked everything before `cursor`.
-    pub fn advance(&self, cursor: u64) {
-        // Release: pairs with the Acquire in `get`.
-        self.0.store(cursor, Ordering::Release);
-    }
 }
 
 /// Reads the entries of a log in order.
@@ -57,39 +31,49 @@ pub struct EntryReader {
 }
 
 impl EntryReader {
-    /// Reads through `consumer`, of a ring of `capacity` bytes; the first entry has the number
-    /// behind `last` ([`Sequence::NONE`] in a new log).
+    /// Reads through `consumer`; the first entry has the number behind `last` ([`Sequence::NONE`] in
+    /// a new log).
     #[must_use]
-    pub const fn new(consumer: Consumer, capacity: u64, last: Sequence, checked: Checked) -> Self {
+    pub fn new(consumer: Consumer, last: Sequence, checked: Checked) -> Self {
+        let limits = Limits::of_ring(consumer.capacity() as u64);
         Self {
             consumer,
-            limits: Limits::of_ring(capacity),
+            limits,
             last,
             checked,
             front: None,
         }
     }
 
-    /// The entry at the front, or `None` if the log has no further complete entry yet. The same
-    /// entry until [`EntryReader::release`]; it is checked once.
+    /// The entry at the front, or `None` if the log goes no further yet. The same entry until
+    /// [`EntryReader::release`]; it is checked once.
     ///
     /// # Errors
-    /// The bytes at the front are no valid entry, or not the next one. They stay at the front.
+    /// The bytes at the front are no valid entry, not the next one, or the writer left the ring
+    /// corrupt. The front stays where it is.
     pub fn peek(&mut self) -> Result<Option<Entry<'_>>, EntryError> {
         let mut bytes = self.consumer.readable();
         if let Checked::BehindReceiver(received) = &self.checked {
             let visible = received.get().saturating_sub(self.consumer.cursor());
-            let visible = usize::try_from(visible)
-                .unwrap_or(usize::MAX)
-                .min(bytes.len());
-            bytes = &bytes[..visible];
+            let visible = usize::try_from(visible).unwrap_or(usize::MAX);
+            bytes = &bytes[..visible.min(bytes.len())];
+        }
+        if bytes.is_empty() {
+            return self
+                .consumer
+                .fault()
+                .map_or(Ok(None), |fault| Err(EntryError::Ring(fault)));
         }
         let verify = match (&self.checked, self.front) {
             (Checked::ByReader, None) => Verify::All,
             _ => Verify::Frame,
         };
+        // A ring is committed by whole entries, so half a one is a writer's mistake, not a matter
+        // of waiting.
         let Some(entry) = split(bytes, self.limits, verify)? else {
-            return Ok(None);
+            return Err(EntryError::Truncated {
+                found: bytes.len() as u64,
+            });
         };
         let expected = self.last.next();
         if entry.sequence() != expected {
@@ -115,20 +99,46 @@ impl EntryReader {
         self.last = self.last.next();
     }
 
+    /// Waits until [`EntryReader::peek`] has an entry, or an error, to return.
+    pub fn wait(&self, policy: &WaitPolicy, timeout: Duration) -> Waited {
+        let cursor = self.consumer.cursor();
+        match &self.checked {
+            Checked::BehindReceiver(received) => {
+                if received.wait_beyond(cursor, policy, timeout) {
+                    Waited::Ready
+                } else {
+                    Waited::TimedOut
+                }
+            }
+            Checked::ByReader | Checked::ByReceiver => {
+                self.consumer.wait_committed(cursor, policy, Some(timeout))
+            }
+        }
+    }
+
+    /// Seals the ring, to go live: what the writer committed before is readable, what it commits
+    /// afterwards never will be, and it finds that out
+    /// ([`Producer::sealed`](lockstep_ringbuf::Producer::sealed)). From here on this reader waits for
+    /// no receiver and checks for itself.
+    ///
+    /// Returns the byte at which the log ends.
+    pub fn seal(&mut self) -> u64 {
+        let end = self.consumer.seal();
+        if matches!(self.checked, Checked::BehindReceiver(_)) {
+            self.checked = Checked::ByReader;
+        }
+        end
+    }
+
     /// Number of the last entry released.
     #[must_use]
     pub const fn last_sequence(&self) -> Sequence {
         self.last
     }
 
-    /// The ring underneath: sealing it, and its cursor.
+    /// The ring underneath.
     #[must_use]
     pub const fn consumer(&self) -> &Consumer {
         &self.consumer
-    }
-
-    /// As [`EntryReader::consumer`], for the calls that need it whole.
-    pub const fn consumer_mut(&mut self) -> &mut Consumer {
-        &mut self.consumer
     }
 }

@@ -1,8 +1,5 @@
 //! Writing entries into the log ring, in place.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use lockstep_ringbuf::Producer;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -37,21 +34,7 @@ pub enum DraftError {
 pub struct EntryWriter {
     producer: Producer,
     last: Sequence,
-    tail: LogTail,
-}
-
-/// The number of the last entry committed, for a transport on any thread of the writer's process.
-#[derive(Debug, Clone, Default)]
-pub struct LogTail(Arc<AtomicU64>);
-
-impl LogTail {
-    /// Number of the last entry that is committed to the ring.
-    #[must_use]
-    pub fn last(&self) -> Sequence {
-        // Acquire: pairs with the Release store in `Draft::commit`. Whoever learns of an entry here
-        // finds it committed in the ring.
-        Sequence(self.0.load(Ordering::Acquire))
-    }
+    last_clock: u64,
 }
 
 impl EntryWriter {
@@ -59,11 +42,10 @@ impl EntryWriter {
     /// ([`Sequence::NONE`] in a new log).
     #[must_use]
     pub fn new(producer: Producer, last: Sequence) -> Self {
-        let tail = LogTail(Arc::new(AtomicU64::new(last.0)));
         Self {
             producer,
             last,
-            tail,
+            last_clock: 0,
         }
     }
 
@@ -86,9 +68,13 @@ impl EntryWriter {
                 reserved: needed,
                 payload_max,
             }),
-            Err(_) => Err(DraftError::Full {
+            Err(full) if full.never_fits() => Err(DraftError::TooLarge {
+                found: payload_max,
+                maximum: full.capacity - HEADER_BYTES,
+            }),
+            Err(full) => Err(DraftError::Full {
                 needed,
-                free: self.producer.free(),
+                free: full.free,
             }),
         }
     }
@@ -99,10 +85,10 @@ impl EntryWriter {
         self.last
     }
 
-    /// A handle that tells [`EntryWriter::last_sequence`] to other threads.
+    /// Clock of the last entry committed, nanoseconds of virtual time; 0 before the first.
     #[must_use]
-    pub fn tail(&self) -> LogTail {
-        self.tail.clone()
+    pub const fn last_clock(&self) -> u64 {
+        self.last_clock
     }
 
     /// The ring underneath: whether it is sealed, and waiting for room.
@@ -148,6 +134,10 @@ impl Draft<'_> {
     /// Completes the entry with the first `payload_len` bytes of [`Draft::payload_mut`] and makes it
     /// visible. Returns its number.
     ///
+    /// Wakes nobody: a reader that sleeps is woken by
+    /// [`wake_backup`](crate::transport::PrimaryChannel::wake_backup), after what is more urgent, or
+    /// by [`Producer::wake_consumer`].
+    ///
     /// # Panics
     /// `payload_len` is more than was drafted: a caller's mistake, not an input's.
     pub fn commit(
@@ -180,10 +170,9 @@ impl Draft<'_> {
         entry[..HEADER_BYTES].copy_from_slice(header.as_bytes());
         let crc = crc_of(entry);
         entry[..4].copy_from_slice(&crc.to_le_bytes());
-        self.writer.producer.commit(padded(length));
+        self.writer.producer.publish(padded(length));
         self.writer.last = sequence;
-        // Release: pairs with the Acquire load in `LogTail::last`.
-        self.writer.tail.0.store(sequence.0, Ordering::Release);
+        self.writer.last_clock = clock;
         sequence
     }
 }

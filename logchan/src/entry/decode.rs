@@ -81,6 +81,15 @@ pub enum EntryError {
         /// The byte.
         found: u8,
     },
+    /// The log ends within an entry.
+    #[error("an entry is cut off: the log ends after {found} bytes of it")]
+    Truncated {
+        /// Bytes of the entry that are there.
+        found: u64,
+    },
+    /// The peer left the shared ring corrupt.
+    #[error(transparent)]
+    Ring(#[from] lockstep_ringbuf::CursorFault),
     /// An entry is missing, or came twice.
     #[error(
         "entry field `sequence`: found {found}, expected {expected}: entries were lost or repeated on the way"

@@ -12,6 +12,9 @@ pub struct AckPolicy {
     pub delay_ns: u64,
 }
 
+/// Progress of the replay alone is told after this many times [`AckPolicy::delay_ns`].
+const REPORT_DELAYS: u64 = 10;
+
 /// What the bytes at the front are.
 #[derive(Debug, Clone, Copy)]
 pub enum Verdict<'a> {
@@ -55,6 +58,9 @@ pub struct Receiver {
     at_once: bool,
     /// Credit in the last acknowledgement; none was sent before the first.
     granted: Option<u64>,
+    /// When the last acknowledgement was made, and what it said of the replay.
+    acked_at: u64,
+    told_replayed: Sequence,
 }
 
 impl Receiver {
@@ -71,6 +77,8 @@ impl Receiver {
             unacked_since: 0,
             at_once: false,
             granted: None,
+            acked_at: 0,
+            told_replayed: Sequence::NONE,
         }
     }
 
@@ -108,19 +116,18 @@ impl Receiver {
         self.last
     }
 
-    /// Whether an acknowledgement is due, when the ring has `free` bytes behind the last entry
-    /// received.
+    /// Whether an acknowledgement is due, when the replay has come to `replayed` and the ring has
+    /// `free` bytes behind the last entry received.
     #[must_use]
-    pub fn ack_due(&self, now: u64, free: u64) -> bool {
+    pub fn ack_due(&self, now: u64, replayed: Replayed, free: u64) -> bool {
         let Some(granted) = self.granted else {
             return true;
         };
         // The sender may be waiting for room: tell it once there is a good part of the ring again.
         let starved = granted < self.capacity / 4 && free >= self.capacity / 2;
         let counted = self.unacked >= self.policy.entries.max(1);
-        let aged =
-            self.unacked > 0 && now.saturating_sub(self.unacked_since) >= self.policy.delay_ns;
-        self.at_once || starved || counted || aged
+        let timed = self.ack_at(replayed).is_some_and(|at| now >= at);
+        self.at_once || starved || counted || timed
     }
 
     /// Whether the sender may be out of credit, so that room has to be told to it.
@@ -130,22 +137,26 @@ impl Receiver {
             .is_some_and(|granted| granted < self.capacity / 4)
     }
 
-    /// When an acknowledgement falls due without further entries.
+    /// When an acknowledgement falls due without further entries: for entries that nobody asked to
+    /// have acknowledged, or to tell that the replay has come further.
     #[must_use]
-    pub const fn ack_at(&self) -> Option<u64> {
-        if self.unacked == 0 {
-            None
-        } else {
-            Some(self.unacked_since.saturating_add(self.policy.delay_ns))
+    pub fn ack_at(&self, replayed: Replayed) -> Option<u64> {
+        if self.unacked > 0 {
+            return Some(self.unacked_since.saturating_add(self.policy.delay_ns));
         }
+        let news = replayed.sequence.min(self.last) > self.told_replayed;
+        let wait = self.policy.delay_ns.saturating_mul(REPORT_DELAYS);
+        news.then(|| self.acked_at.saturating_add(wait))
     }
 
     /// The acknowledgement of everything received; none is due afterwards. `free` as in
     /// [`Receiver::ack_due`].
-    pub fn ack(&mut self, replayed: Replayed, free: u64) -> Ack {
+    pub fn ack(&mut self, now: u64, replayed: Replayed, free: u64) -> Ack {
         self.unacked = 0;
         self.at_once = false;
         self.granted = Some(free);
+        self.acked_at = now;
+        self.told_replayed = replayed.sequence.min(self.last);
         Ack {
             acked: self.last,
             replayed: replayed.sequence.min(self.last),

@@ -11,8 +11,9 @@ use crate::atomics::{Atom, Native};
 use crate::control::{Control, layout};
 use crate::error::RingError;
 
-/// Largest capacity, 1 TiB: twice that still fits any address space we run in.
-const MOST: usize = 1 << 40;
+/// Largest capacity, 512 MiB: both mappings together are then the largest buffer that `io_uring`
+/// registers, 1 GiB.
+const MOST: usize = 512 << 20;
 /// The huge pages asked for. 2 MiB is the size that every x86-64 has.
 const HUGE_PAGE: usize = 2 << 20;
 /// The size cannot change, and nobody can add a seal that would stop a peer from attaching.

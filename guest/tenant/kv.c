@@ -215,13 +215,14 @@ static bool command_store(struct request *r, enum storage how)
 /* get <key>*\r\n, gets <key>*\r\n */
 static bool command_get(struct request *r, bool with_cas)
 {
+    struct reply_mark before = r->reply.at;
     const u8 *key;
     u32 key_length = word(r, &key);
     if (!key_length)
         return refuse(r, "ERROR\r\n");
-    do {
+    for (; key_length; key_length = word(r, &key)) {
         if (key_length > KEY_MOST)
-            return refuse(r, BAD_LINE);
+            break;
         counters.get++;
         struct place place;
         const struct item *item = store_find(&place, key, key_length);
@@ -240,9 +241,11 @@ static bool command_get(struct request *r, bool with_cas)
         } else {
             reply_bytes(&r->reply, item->text, item->text_length);
         }
-    } while ((key_length = word(r, &key)));
-    if (!line_end(r))
+    }
+    if (key_length || !line_end(r)) {
+        reply_rewind(&r->reply, &before);
         return refuse(r, BAD_LINE);
+    }
     reply_text(&r->reply, "END\r\n");
     return true;
 }

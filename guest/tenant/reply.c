@@ -10,33 +10,30 @@ static u8 *text_of(u8 *frame)
 
 void reply_begin(struct reply *reply)
 {
-    reply->frames[0] = virtio_net_frame();
-    reply->count = 1;
-    reply->overflow = false;
-    reply->out = text_of(reply->frames[0]);
-    reply->room = REPLY_ROOM;
+    u8 *frame = virtio_net_frame();
+    reply->frames[0] = frame;
+    reply->at = (struct reply_mark){text_of(frame), REPLY_ROOM, 1, false};
 }
 
 void reply_split(struct reply *reply, const u8 *from, u32 length)
 {
     for (;;) {
-        u32 piece = length < reply->room ? length : reply->room;
+        u32 piece = length < reply->at.room ? length : reply->at.room;
         for (u32 i = 0; i < piece; i++)
-            reply->out[i] = from[i];
-        reply->out += piece;
-        reply->room -= piece;
+            reply->at.out[i] = from[i];
+        reply->at.out += piece;
+        reply->at.room -= piece;
         from += piece;
         length -= piece;
         if (!length)
             return;
-        if (reply->count == UDP_MOST_REPLIES) {
-            reply->overflow = true;
+        if (reply->at.count == UDP_MOST_REPLIES) {
+            reply->at.overflow = true;
             return;
         }
         u8 *frame = virtio_net_frame();
-        reply->frames[reply->count++] = frame;
-        reply->out = text_of(frame);
-        reply->room = REPLY_ROOM;
+        reply->frames[reply->at.count] = frame;
+        reply->at = (struct reply_mark){text_of(frame), REPLY_ROOM, reply->at.count + 1, false};
     }
 }
 
@@ -46,27 +43,32 @@ void reply_decimal(struct reply *reply, u64 value)
     reply_bytes(reply, text, decimal_print(text, value));
 }
 
+void reply_rewind(struct reply *reply, const struct reply_mark *mark)
+{
+    while (reply->at.count > mark->count)
+        virtio_net_discard(reply->frames[--reply->at.count]);
+    reply->at = *mark;
+}
+
 void reply_end(struct reply *reply, const struct datagram *request)
 {
-    if (unlikely(reply->overflow)) {
-        while (reply->count > 1)
-            virtio_net_discard(reply->frames[--reply->count]);
-        reply->out = text_of(reply->frames[0]);
-        reply->room = REPLY_ROOM;
+    if (unlikely(reply->at.overflow)) {
+        struct reply_mark begin = {text_of(reply->frames[0]), REPLY_ROOM, 1, false};
+        reply_rewind(reply, &begin);
         reply_text(reply, "SERVER_ERROR response too large\r\n");
     }
-    if (reply->count == 1 && reply->room == REPLY_ROOM) {
+    if (reply->at.count == 1 && reply->at.room == REPLY_ROOM) {
         virtio_net_discard(reply->frames[0]);
         return;
     }
     const struct kv_header *asked = (const struct kv_header *)request->payload;
-    for (u32 i = 0; i < reply->count; i++) {
+    for (u32 i = 0; i < reply->at.count; i++) {
         struct kv_header *header = (struct kv_header *)udp_reply_payload(reply->frames[i]);
         header->id = asked->id;
         header->sequence = be16((u16)i);
-        header->total = be16((u16)reply->count);
+        header->total = be16((u16)reply->at.count);
         header->reserved = 0;
-        u32 text = i + 1 < reply->count ? (u32)REPLY_ROOM : (u32)REPLY_ROOM - reply->room;
+        u32 text = i + 1 < reply->at.count ? (u32)REPLY_ROOM : (u32)REPLY_ROOM - reply->at.room;
         udp_reply_send(request, reply->frames[i], sizeof *header + text);
     }
 }

@@ -14,11 +14,17 @@ struct kv_header {
 #define REPLY_DATAGRAM_MOST 1400
 #define REPLY_ROOM (REPLY_DATAGRAM_MOST - sizeof(struct kv_header))
 
-struct reply {
+/* How far a reply has come: where it goes on, in how many datagrams it is, and whether it is more than
+ * they hold. */
+struct reply_mark {
     u8 *out;
     u32 room;
     u32 count;
     bool overflow;
+};
+
+struct reply {
+    struct reply_mark at;
     u8 *frames[UDP_MOST_REPLIES];
 };
 
@@ -27,19 +33,22 @@ void reply_begin(struct reply *reply);
 /* Appends bytes one by one, across datagrams: what does not fit, or is not worth speed. */
 void reply_split(struct reply *reply, const u8 *from, u32 length);
 
+/* Takes back what was appended since it was at `mark`. */
+void reply_rewind(struct reply *reply, const struct reply_mark *mark);
+
 /* Sends what was appended, if anything was. */
 void reply_end(struct reply *reply, const struct datagram *request);
 
 /* Appends bytes; up to 7 behind them are read. */
 static inline void reply_bytes(struct reply *reply, const u8 *from, u32 length)
 {
-    if (unlikely(length > reply->room)) {
+    if (unlikely(length > reply->at.room)) {
         reply_split(reply, from, length);
         return;
     }
-    copy_words(reply->out, from, length);
-    reply->out += length;
-    reply->room -= length;
+    copy_words(reply->at.out, from, length);
+    reply->at.out += length;
+    reply->at.room -= length;
 }
 
 /* Appends a string literal: stores of constants. */
@@ -48,13 +57,13 @@ static inline void reply_bytes(struct reply *reply, const u8 *from, u32 length)
 static inline __attribute__((always_inline)) void reply_literal(struct reply *reply,
                                                                 const char *literal, u32 length)
 {
-    if (unlikely(length > reply->room)) {
+    if (unlikely(length > reply->at.room)) {
         reply_split(reply, (const u8 *)literal, length);
         return;
     }
-    __builtin_memcpy(reply->out, literal, length);
-    reply->out += length;
-    reply->room -= length;
+    __builtin_memcpy(reply->at.out, literal, length);
+    reply->at.out += length;
+    reply->at.room -= length;
 }
 
 void reply_decimal(struct reply *reply, u64 value);

@@ -193,9 +193,9 @@ pub enum HelloError {
         /// Its capacity.
         found: u64,
     },
-    /// The two sides do not run the same thing.
+    /// The peer is a Lockstep, but not the one we need.
     #[error("{0}")]
-    Differs(Refusal),
+    Unwanted(Refusal),
     /// The peer refused.
     #[error("the peer refused: {0}")]
     Refused(Refusal),
@@ -319,7 +319,7 @@ impl Hello {
     /// Compares this side's hello with the peer's.
     ///
     /// # Errors
-    /// [`HelloError::Role`] or [`HelloError::Differs`] with the first field that differs.
+    /// [`HelloError::Role`] or [`HelloError::Unwanted`] with the first field that differs.
     pub fn compare(&self, theirs: &Self) -> Result<Agreed, HelloError> {
         let expected = self.role.peer();
         if theirs.role != expected {
@@ -333,7 +333,7 @@ impl Hello {
                 Role::Primary => (shown(ours), shown(theirs)),
                 Role::Backup => (shown(theirs), shown(ours)),
             };
-            HelloError::Differs(Refusal::Differs {
+            HelloError::Unwanted(Refusal::Differs {
                 field: shown(field),
                 primary,
                 backup,
@@ -385,7 +385,7 @@ impl HelloError {
     pub fn refusal(&self) -> Option<Refusal> {
         match self {
             Self::Magic { .. } | Self::Refused(_) => None,
-            Self::Differs(refusal) => Some(refusal.clone()),
+            Self::Unwanted(refusal) => Some(refusal.clone()),
             other => Some(Refusal::Unacceptable {
                 error: shown(&other.to_string()),
             }),

@@ -6,7 +6,10 @@
 //! through an [`EntryReader`](crate::reader::EntryReader) and says how far it came through a
 //! [`ReplayReport`].
 
+pub mod connect;
 mod error;
+pub mod heartbeat;
+pub mod on_core;
 mod report;
 pub mod shm;
 pub mod tcp;

@@ -328,15 +328,30 @@ impl TcpPrimary {
         self.guard(|channel| channel.try_poll(now))
     }
 
-    /// Whether a send or an acknowledgement is awaited, or bytes wait for credit.
+    /// What is known of the backup.
     #[must_use]
-    pub fn busy(&self) -> bool {
-        self.sending || !self.sender.idle() || self.sender.sendable(self.log.committed()) > 0
+    pub const fn acked(&self) -> Acked {
+        self.sender.acked()
     }
 
-    /// Whether a poll would find something without entering the kernel first.
+    /// Whether a flush would send something.
+    pub(crate) fn sendable(&self) -> bool {
+        !self.sending && self.sender.sendable(self.log.committed()) > 0
+    }
+
+    /// Whether a poll would take something.
     pub(crate) fn ready(&mut self) -> bool {
         self.uring.ready()
+    }
+
+    /// As [`PrimaryChannel::wait_fd`].
+    pub(crate) fn readable_fd(&self) -> BorrowedFd<'_> {
+        match self.uring.mode() {
+            // The kernel takes nothing from the socket before this thread asks.
+            Mode::Deferred => self.stream.as_fd(),
+            // It may take what arrives at any time: the completion is what is left to see.
+            Mode::Cooperative | Mode::SqPoll => self.uring.as_fd(),
+        }
     }
 }
 
@@ -364,12 +379,7 @@ impl PrimaryChannel for TcpPrimary {
     }
 
     fn wait_fd(&mut self) -> BorrowedFd<'_> {
-        match self.uring.mode() {
-            // The kernel takes nothing from the socket before this thread asks.
-            Mode::Deferred => self.stream.as_fd(),
-            // It may take what arrives at any time: the completion is what is left to see.
-            Mode::Cooperative | Mode::SqPoll => self.uring.as_fd(),
-        }
+        self.readable_fd()
     }
 
     fn stalled(&self, now: u64) -> Option<Stall> {

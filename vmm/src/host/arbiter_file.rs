@@ -257,7 +257,7 @@ impl Temporary {
             winner.generation,
             winner.party,
             std::process::id(),
-            super::clock::now_ns(),
+            lockstep_perf::stamp::monotonic(),
             NEXT.fetch_add(1, Ordering::Relaxed),
         ));
         let file = File::options()

@@ -1,8 +1,7 @@
-//! The door to the world: tap, virtual switch, network namespaces, arbiter file, clock, status
+//! The door to the world: tap, virtual switch, network namespaces, arbiter file, status
 //! socket. All of a virtual machine's contact with its host, but for the channel, is in here.
 
 pub mod arbiter_file;
-pub mod clock;
 pub mod namespaces;
 pub mod port;
 pub mod status_socket;

@@ -11,8 +11,8 @@ pub use privilege::{
     NoPrivilege, Privilege, enter_user_namespace, in_user_namespace, probe as probe_privilege,
 };
 pub use topology::{
-    CLIENT_ADDRESS, GUEST_ADDRESS, GUEST_MAC, LOG_ADDRESS_A, LOG_ADDRESS_B, NETWORK_PREFIX,
-    TAP_NAME, Topology,
+    CLIENT_ADDRESS, CLIENT_PORTS, GUEST_ADDRESS, GUEST_MAC, LOG_ADDRESS_A, LOG_ADDRESS_B,
+    NETWORK_PREFIX, TAP_NAME, Topology,
 };
 
 use super::tap::{Tap, TapError};
@@ -196,6 +196,28 @@ impl Namespace {
             command.pre_exec(move || enter(namespace.as_fd()));
         }
         Ok(())
+    }
+
+    /// Frames that have arrived at the interface `name` since it was made.
+    ///
+    /// # Errors
+    /// There is no such interface, or the namespace cannot be entered.
+    pub fn frames_received(&self, name: &str) -> Result<u64, NamespaceError> {
+        let counted = self.run(|| {
+            let table = std::fs::read_to_string("/proc/thread-self/net/dev")?;
+            // "name: bytes packets ..." (proc(5)).
+            table
+                .lines()
+                .filter_map(|line| line.trim_start().split_once(':'))
+                .find(|(link, _)| *link == name)
+                .and_then(|(_, numbers)| numbers.split_whitespace().nth(1)?.parse().ok())
+                .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no `{name}`")))
+        })?;
+        counted.map_err(|source| NamespaceError::Namespace {
+            label: self.label.clone(),
+            step: "counting frames",
+            source,
+        })
     }
 
     /// Makes a tap that stays in the namespace, for a process to attach to by [`Tap::open`].

@@ -1,8 +1,8 @@
 //! Namespaces, bridges, veth pairs and taps of this kernel, with frames through all of them.
 
 use super::{
-    CLIENT_ADDRESS, GUEST_ADDRESS, GUEST_MAC, LOG_ADDRESS_A, LOG_ADDRESS_B, NETWORK_PREFIX,
-    Namespace, Privilege, TAP_NAME, Topology, VethEnd, in_user_namespace, probe,
+    CLIENT_ADDRESS, CLIENT_PORTS, GUEST_ADDRESS, GUEST_MAC, LOG_ADDRESS_A, LOG_ADDRESS_B,
+    NETWORK_PREFIX, Namespace, Privilege, TAP_NAME, Topology, VethEnd, in_user_namespace, probe,
 };
 use crate::host::port::{MAX_FRAME, NetworkPort};
 use crate::host::tap::{Tap, TapError};
@@ -134,7 +134,7 @@ fn holds_complete_udp(frame: &[u8]) -> bool {
 fn echo(tap: Tap, done: &AtomicBool) -> u64 {
     let mut port = Port { tap, udp_seen: 0 };
     let config = Config::new(HardwareAddress::Ethernet(EthernetAddress(GUEST_MAC)));
-    let now = || SmolInstant::from_micros((crate::host::clock::now_ns() / 1000) as i64);
+    let now = || SmolInstant::from_micros((lockstep_perf::stamp::monotonic() / 1000) as i64);
     let mut interface = Interface::new(config, &mut port, now());
     interface.update_ip_addrs(|addresses| {
         addresses
@@ -255,6 +255,45 @@ fn the_guest_is_found_on_the_other_host_once_it_speaks_there() {
                     done.store(true, Ordering::Relaxed);
                     assert!(guest.join().expect("the guest") >= 1);
                 });
+            }
+        },
+    );
+}
+
+/// What the demo's proof that only one side lives rests on.
+#[test]
+fn what_a_host_says_is_counted_at_its_port_and_nothing_else_is() {
+    with_namespaces(
+        "what_a_host_says_is_counted_at_its_port_and_nothing_else_is",
+        || {
+            let topology = Topology::build().expect("build");
+            let counted = |port| topology.clients.frames_received(port).expect("a port");
+            let counts = || CLIENT_PORTS.map(counted);
+            let open = |host: &Namespace| host.run(|| Tap::open(TAP_NAME)).expect("enter");
+            let mut on_b = open(&topology.host_b).expect("open");
+            let on_a = open(&topology.host_a).expect("open");
+            let socket = client(&topology);
+            let done = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let guest = scope.spawn(|| echo(on_a, &done));
+                ask(&socket, b"speak");
+                done.store(true, Ordering::Relaxed);
+                guest.join().expect("the guest");
+            });
+            let before = counts();
+            assert!(before[0] > 0 && before[1] == 0, "{before:?}");
+            // Frames for the guest are flooded or forwarded to host-a; it has nobody to answer.
+            for _ in 0..20 {
+                socket.send(b"nobody").expect("send");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            assert_eq!(counts(), before, "a host without a machine speaks");
+            on_b.send(&[[0xff; 6], GUEST_MAC, [8; 6]].concat())
+                .expect("send");
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while counts() != [before[0], 1] {
+                assert!(Instant::now() < deadline, "{:?}", counts());
+                std::thread::sleep(Duration::from_millis(1));
             }
         },
     );

@@ -29,6 +29,9 @@ pub const LOG_ADDRESS_B: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);
 pub const NETWORK_PREFIX: u8 = 24;
 /// The tap of each host.
 pub const TAP_NAME: &str = "tap0";
+/// The ports of the clients' bridge that lead to `host-a` and `host-b`. What is received there was
+/// said by the machine on that host: nothing else on it speaks on the clients' network.
+pub const CLIENT_PORTS: [&str; 2] = ["to-a", "to-b"];
 
 const BRIDGE: &str = "br0";
 const UPLINK: &str = "uplink";
@@ -60,7 +63,10 @@ impl Topology {
             netlink.add_address(BRIDGE, CLIENT_ADDRESS, NETWORK_PREFIX)?;
             netlink.set_up(BRIDGE)
         })?;
-        for (host, number, port) in [(&host_a, 0x20, "to-a"), (&host_b, 0x30, "to-b")] {
+        for (host, number, port) in [
+            (&host_a, 0x20, CLIENT_PORTS[0]),
+            (&host_b, 0x30, CLIENT_PORTS[1]),
+        ] {
             clients.configure(|netlink| {
                 let here = end(port, number);
                 netlink.add_veth(here, end(UPLINK, number + 1), host.as_fd())?;

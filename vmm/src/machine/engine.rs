@@ -3,6 +3,15 @@
 use lockstep_cpu::{Bus, CpuState};
 use serde::{Deserialize, Serialize};
 
+pub mod choice;
+pub mod error;
+pub mod kvm;
+pub mod soft;
+
+pub use choice::{EngineChoice, EngineSelection};
+pub use error::EngineError;
+pub use kvm::kick::Kicker;
+
 /// How far a vCPU has come. What one step is, the engine says: see [`EngineKind`].
 pub type Position = u64;
 
@@ -14,6 +23,15 @@ pub enum EngineKind {
     Soft,
     /// KVM; a position is the number of synchronous exits whose I/O is done.
     Kvm,
+}
+
+impl std::fmt::Display for EngineKind {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Soft => "soft",
+            Self::Kvm => "kvm",
+        })
+    }
 }
 
 /// Why [`Engine::run`] came back.
@@ -50,10 +68,15 @@ pub trait Engine: Send {
     fn run(&mut self, until: Position, bus: &mut dyn Bus) -> Result<Stop, EngineError>;
     /// Virtual time at the present position, in nanoseconds; the `soft` engine's TSC follows it.
     fn set_clock(&mut self, nanoseconds: u64);
+    /// Tells that `length` bytes of RAM at guest-physical `address` were written by a device. To be
+    /// called for each such write before the engine next runs.
+    fn memory_written(&mut self, address: u64, length: u64);
+    /// Whether the guest accepts maskable interrupts (RFLAGS.IF). At a position.
+    fn interrupts_enabled(&mut self) -> bool;
     /// Exports the architectural state. Only at a position.
     ///
     /// # Errors
-    /// The host refused.
+    /// The host refused, or the guest is in the middle of delivering an event.
     fn state(&mut self) -> Result<CpuState, EngineError>;
     /// Replaces the architectural state. Only at a position; the position itself stays.
     ///
@@ -62,12 +85,7 @@ pub trait Engine: Send {
     fn set_state(&mut self, state: &CpuState) -> Result<(), EngineError>;
     /// Sets the position, for a state that was saved there.
     fn set_position(&mut self, position: Position);
-}
-
-/// An engine could not go on.
-#[derive(Debug, thiserror::Error)]
-pub enum EngineError {
-    /// Placeholder until each engine's failures are listed here by their owner.
-    #[error("{0}")]
-    Failed(String),
+    /// A handle with which another thread ends [`Engine::run`] early, where that is possible. The
+    /// `soft` engine has none: its runs are bounded by `until` and cost what they retire.
+    fn kicker(&self) -> Option<Kicker>;
 }

@@ -1,0 +1,470 @@
+//! What the CPU finds at ports and guest-physical addresses: the machine's devices, wired together.
+//!
+//! | ports | device | IRQ |
+//! |---|---|---|
+//! | 0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1 | interrupt controllers | |
+//! | 0x40 to 0x43, 0x61 | interval timer | 0 |
+//! | 0x64, 0x604, 0xcf9 | power (writes only) | |
+//! | 0x70, 0x71 | real-time clock | |
+//! | 0x3f8 to 0x3ff | serial console | 4 |
+//! | 0x608 to 0x60b | ACPI timer (reads only) | |
+//! | memory 0xd0000000, 4 KiB | network interface | 5 |
+//!
+//! All other ports read as ones and swallow writes, as on a PC. Memory that is neither RAM nor a
+//! device is another matter: nothing may be there that a guest could mean, and the machine ends with
+//! an error that names the address.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+
+use lockstep_cpu::{Bus, MsrFault};
+use serde::{Deserialize, Serialize};
+
+use super::clock::VirtualClock;
+use super::config::{MachineConfig, NIC_IRQ};
+use super::console::Console;
+use super::devices::pic::PicPair;
+use super::devices::pit::Pit;
+use super::devices::pm_timer::{self, PM_TIMER_PORT};
+use super::devices::power::{self, PowerOffReason};
+use super::devices::rtc::Rtc;
+use super::devices::uart::Uart;
+use super::devices::virtio_mmio::{TransportStateError, VIRTIO_MMIO_BASE, VIRTIO_MMIO_BYTES};
+use super::devices::virtio_net::{NetState, VirtioNet};
+use super::engine::{EngineKind, Position};
+use super::memory::{GuestRam, WrittenRanges};
+use super::outputs::Outputs;
+use crate::ft::vm::{OutputKind, VirtualTime};
+
+const PIT_IRQ: u8 = 0;
+const UART_IRQ: u8 = 4;
+const UART_PORT: u16 = 0x3f8;
+
+/// An access that the guest made, for error messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// IN.
+    PortRead {
+        /// Port.
+        port: u16,
+        /// Bytes.
+        size: u8,
+    },
+    /// OUT.
+    PortWrite {
+        /// Port.
+        port: u16,
+        /// Bytes.
+        size: u8,
+    },
+    /// A load from memory that is not RAM.
+    MemoryRead {
+        /// Guest-physical address.
+        address: u64,
+        /// Bytes.
+        size: u8,
+    },
+    /// A store to memory that is not RAM.
+    MemoryWrite {
+        /// Guest-physical address.
+        address: u64,
+        /// Bytes.
+        size: u8,
+    },
+    /// RDMSR of a register outside the CPU.
+    MsrRead {
+        /// Register number.
+        index: u32,
+    },
+    /// WRMSR of a register outside the CPU.
+    MsrWrite {
+        /// Register number.
+        index: u32,
+    },
+}
+
+impl fmt::Display for Access {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PortRead { port, size } => {
+                write!(formatter, "read of {size} bytes from port {port:#x}")
+            }
+            Self::PortWrite { port, size } => {
+                write!(formatter, "write of {size} bytes to port {port:#x}")
+            }
+            Self::MemoryRead { address, size } => {
+                write!(
+                    formatter,
+                    "read of {size} bytes from guest-physical {address:#x}"
+                )
+            }
+            Self::MemoryWrite { address, size } => {
+                write!(
+                    formatter,
+                    "write of {size} bytes to guest-physical {address:#x}"
+                )
+            }
+            Self::MsrRead { index } => write!(formatter, "RDMSR of {index:#x}"),
+            Self::MsrWrite { index } => write!(formatter, "WRMSR of {index:#x}"),
+        }
+    }
+}
+
+/// The devices and the wires between them.
+pub struct MachineBus {
+    ram: GuestRam,
+    clock: VirtualClock,
+    pic: PicPair,
+    pit: Pit,
+    rtc: Rtc,
+    uart: Uart,
+    console: Console,
+    nic: Option<VirtioNet>,
+    power_off: Option<PowerOffReason>,
+    outputs: Outputs,
+    written: WrittenRanges,
+    timer_changed: bool,
+    last_access: Option<Access>,
+    access_to_nothing: Option<Access>,
+}
+
+/// Saved state of all devices and the clock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BusState {
+    clock: VirtualClock,
+    pic: PicPair,
+    pit: Pit,
+    rtc: Rtc,
+    uart: Uart,
+    console: Console,
+    nic: Option<NetState>,
+    power_off: Option<PowerOffReason>,
+}
+
+impl Hash for MachineBus {
+    /// Every device's state and the clock, in this order. Outputs are not state: they have been said.
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.clock.hash(hasher);
+        self.pic.hash(hasher);
+        self.pit.hash(hasher);
+        self.rtc.hash(hasher);
+        self.uart.hash(hasher);
+        self.console.hash(hasher);
+        self.nic.hash(hasher);
+        self.power_off.hash(hasher);
+    }
+}
+
+impl MachineBus {
+    /// The devices that `config` names, after reset, at time 0.
+    pub fn new(config: &MachineConfig, ram: GuestRam) -> Self {
+        Self {
+            ram,
+            clock: VirtualClock::new(config.engine),
+            pic: PicPair::new(1 << NIC_IRQ),
+            pit: Pit::default(),
+            rtc: Rtc::new(config.wall_clock_start),
+            uart: Uart::default(),
+            console: Console::default(),
+            nic: config.nic.then(|| VirtioNet::new(config.mac)),
+            power_off: None,
+            outputs: Outputs::default(),
+            written: WrittenRanges::default(),
+            timer_changed: false,
+            last_access: None,
+            access_to_nothing: None,
+        }
+    }
+
+    /// Virtual time at `position`.
+    pub fn now(&self, position: Position) -> VirtualTime {
+        self.clock.at(position)
+    }
+
+    /// Moves the clock at `position` to `time`, never backwards, and serves the timers that became
+    /// due. Returns the time that it is then.
+    pub fn advance(&mut self, position: Position, time: VirtualTime) -> VirtualTime {
+        let now = self.clock.advance(position, time);
+        self.serve_timers(position);
+        now
+    }
+
+    /// Serves the timers that are due at `position`.
+    pub fn serve_timers(&mut self, position: Position) {
+        let now = self.clock.at(position);
+        if self.pit.take_rise(now) {
+            self.pic.pulse(PIT_IRQ);
+        }
+        self.console.flush_due(now, &mut self.outputs);
+    }
+
+    /// When the next timer is due, whoever waits for it.
+    fn deadline(&self) -> Option<VirtualTime> {
+        [self.pit.deadline(), self.console.deadline()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// The position at which the next timer is due, if it comes by executing.
+    pub fn deadline_position(&self) -> Option<Position> {
+        self.clock.position_of(self.deadline()?)
+    }
+
+    /// When the next timer is due that does something visible. A masked timer interrupt is not.
+    pub fn next_timer(&self) -> Option<VirtualTime> {
+        let pit = self
+            .pit
+            .deadline()
+            .filter(|_| self.pic.is_unmasked(PIT_IRQ));
+        [pit, self.console.deadline()].into_iter().flatten().min()
+    }
+
+    /// A frame arrives from the world.
+    pub fn receive_frame(&mut self, frame: &[u8]) {
+        if let Some(nic) = &mut self.nic {
+            nic.receive(
+                frame,
+                self.ram.accessor(),
+                &mut self.outputs,
+                &mut self.written,
+            );
+            self.pic.set_line(NIC_IRQ, nic.line());
+        }
+    }
+
+    /// Bytes are typed at the console.
+    pub fn receive_console(&mut self, bytes: &[u8]) {
+        self.uart.receive(bytes);
+        self.pic.set_line(UART_IRQ, self.uart.line());
+    }
+
+    /// Switches the machine off for good: console bytes that wait, then the power-off, are said.
+    pub fn power_off(&mut self, reason: PowerOffReason) {
+        if self.power_off.is_none() {
+            self.power_off = Some(reason);
+            self.console.flush(&mut self.outputs);
+            let mut bytes = self.outputs.buffer();
+            bytes.push(reason as u8);
+            self.outputs.push(OutputKind::PowerOff, bytes);
+        }
+    }
+
+    /// Why the machine is off, if it is.
+    pub fn powered_off(&self) -> Option<PowerOffReason> {
+        self.power_off
+    }
+
+    /// The queue of what was said.
+    pub fn outputs(&mut self) -> &mut Outputs {
+        &mut self.outputs
+    }
+
+    /// Whether the caller has outputs to take.
+    pub fn output_waits(&self) -> bool {
+        self.outputs.is_waiting()
+    }
+
+    /// RAM that devices wrote since this was last asked.
+    pub fn take_written(&mut self) -> &mut WrittenRanges {
+        &mut self.written
+    }
+
+    /// The stop that [`Bus::stop_requested`] asked for has been made.
+    pub fn resume(&mut self) {
+        self.timer_changed = false;
+    }
+
+    /// The last access that the guest made.
+    pub fn last_access(&self) -> Option<Access> {
+        self.last_access
+    }
+
+    /// The access to memory that is neither RAM nor a device, if there was one.
+    pub fn access_to_nothing(&self) -> Option<Access> {
+        self.access_to_nothing
+    }
+
+    /// The network interface.
+    pub fn nic(&self) -> Option<&VirtioNet> {
+        self.nic.as_ref()
+    }
+
+    /// Console bytes dropped because the guest did not read.
+    pub fn console_lost(&self) -> u64 {
+        self.uart.lost()
+    }
+
+    /// The state of all devices and the clock.
+    pub fn save(&self) -> BusState {
+        BusState {
+            clock: self.clock.clone(),
+            pic: self.pic.clone(),
+            pit: self.pit.clone(),
+            rtc: self.rtc.clone(),
+            uart: self.uart.clone(),
+            console: self.console.clone(),
+            nic: self.nic.as_ref().map(VirtioNet::save),
+            power_off: self.power_off,
+        }
+    }
+
+    /// Puts back what [`MachineBus::save`] returned at `position`, over the same memory. Time goes on
+    /// as it does on `engine`.
+    ///
+    /// # Errors
+    /// The state is not one of this memory.
+    pub fn restore(
+        &mut self,
+        state: &BusState,
+        engine: EngineKind,
+        position: Position,
+    ) -> Result<(), TransportStateError> {
+        if let (Some(nic), Some(saved)) = (&mut self.nic, &state.nic) {
+            nic.restore(saved, self.ram.accessor())?;
+        }
+        self.clock = state.clock.on(engine, position);
+        self.pic = state.pic.clone();
+        self.pit = state.pit.clone();
+        self.rtc = state.rtc.clone();
+        self.uart = state.uart.clone();
+        self.console = state.console.clone();
+        self.power_off = state.power_off;
+        Ok(())
+    }
+
+    fn port_read_byte(&mut self, now: VirtualTime, port: u16) -> u8 {
+        match port {
+            0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1 => self.pic.read(port),
+            0x40..=0x43 | 0x61 => self.pit.read(port, now),
+            0x70 | 0x71 => self.rtc.read(port, now),
+            UART_PORT..=0x3ff => {
+                let value = self.uart.read(port - UART_PORT);
+                self.pic.set_line(UART_IRQ, self.uart.line());
+                value
+            }
+            PM_TIMER_PORT..=0x60b => {
+                pm_timer::read(now).to_le_bytes()[usize::from(port - PM_TIMER_PORT)]
+            }
+            _ => 0xff,
+        }
+    }
+
+    fn port_write_byte(&mut self, now: VirtualTime, port: u16, value: u8) {
+        match port {
+            0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1 => self.pic.write(port, value),
+            0x40..=0x43 | 0x61 => {
+                let before = self.pit.deadline();
+                self.pit.write(port, value, now);
+                self.timer_changed |= self.pit.deadline() != before;
+            }
+            0x70 | 0x71 => self.rtc.write(port, value),
+            UART_PORT..=0x3ff => {
+                if let Some(byte) = self.uart.write(port - UART_PORT, value) {
+                    let waited = self.console.deadline();
+                    self.console.write(byte, now, &mut self.outputs);
+                    self.timer_changed |= self.console.deadline() != waited;
+                    self.pic
+                        .set_line(UART_IRQ, self.uart.line_while_transmitting());
+                }
+                self.pic.set_line(UART_IRQ, self.uart.line());
+            }
+            _ => {}
+        }
+    }
+
+    fn nothing(&mut self, access: Access) {
+        self.access_to_nothing.get_or_insert(access);
+    }
+}
+
+/// Offset of `address` in the registers of the device that lies at `base`.
+fn offset_in(address: u64, length: usize) -> Option<u64> {
+    let offset = address.checked_sub(VIRTIO_MMIO_BASE)?;
+    (offset + length as u64 <= VIRTIO_MMIO_BYTES).then_some(offset)
+}
+
+impl Bus for MachineBus {
+    fn port_read(&mut self, at: u64, port: u16, data: &mut [u8]) {
+        self.last_access = Some(Access::PortRead {
+            port,
+            size: data.len() as u8,
+        });
+        let now = self.clock.at(at);
+        // The devices are eight bits wide: a wider access is one of each port in turn.
+        for (index, byte) in data.iter_mut().enumerate() {
+            *byte = self.port_read_byte(now, port.wrapping_add(index as u16));
+        }
+    }
+
+    fn port_write(&mut self, at: u64, port: u16, data: &[u8]) {
+        self.last_access = Some(Access::PortWrite {
+            port,
+            size: data.len() as u8,
+        });
+        if let Some(reason) = power::decode(port, data) {
+            self.power_off(reason);
+            return;
+        }
+        let now = self.clock.at(at);
+        for (index, byte) in data.iter().enumerate() {
+            self.port_write_byte(now, port.wrapping_add(index as u16), *byte);
+        }
+    }
+
+    fn mmio_read(&mut self, _at: u64, address: u64, data: &mut [u8]) {
+        let access = Access::MemoryRead {
+            address,
+            size: data.len() as u8,
+        };
+        self.last_access = Some(access);
+        match (&mut self.nic, offset_in(address, data.len())) {
+            (Some(nic), Some(offset)) => nic.read(offset, data),
+            _ => {
+                data.fill(0xff);
+                self.nothing(access);
+            }
+        }
+    }
+
+    fn mmio_write(&mut self, _at: u64, address: u64, data: &[u8]) {
+        let access = Access::MemoryWrite {
+            address,
+            size: data.len() as u8,
+        };
+        self.last_access = Some(access);
+        match (&mut self.nic, offset_in(address, data.len())) {
+            (Some(nic), Some(offset)) => {
+                let memory = self.ram.accessor();
+                nic.write(offset, data, memory, &mut self.outputs, &mut self.written);
+                self.pic.set_line(NIC_IRQ, nic.line());
+            }
+            _ => self.nothing(access),
+        }
+    }
+
+    fn msr_read(&mut self, _at: u64, index: u32) -> Result<u64, MsrFault> {
+        self.last_access = Some(Access::MsrRead { index });
+        Err(MsrFault)
+    }
+
+    fn msr_write(&mut self, _at: u64, index: u32, _value: u64) -> Result<(), MsrFault> {
+        self.last_access = Some(Access::MsrWrite { index });
+        Err(MsrFault)
+    }
+
+    fn interrupt_line(&self) -> bool {
+        self.pic.output()
+    }
+
+    fn acknowledge_interrupt(&mut self) -> u8 {
+        self.pic.acknowledge()
+    }
+
+    fn stop_requested(&self) -> bool {
+        self.outputs.is_waiting()
+            || self.timer_changed
+            || !self.written.is_empty()
+            || self.access_to_nothing.is_some()
+    }
+}

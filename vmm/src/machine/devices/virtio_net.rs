@@ -1,0 +1,477 @@
+//! A virtio network device (virtio 1.2, 5.1): one receive and one transmit queue, no offloads.
+//!
+//! Frames never share memory with the world. A transmitted frame is copied out of guest memory
+//! inside the kick that offers it; a received one is copied in when its event is applied. Work per
+//! kick is bounded by the queue: at most [`QUEUE_SIZE`] chains of at most [`QUEUE_SIZE`] descriptors.
+
+use std::collections::VecDeque;
+use std::hash::{Hash, Hasher};
+
+use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG;
+use virtio_bindings::virtio_net::VIRTIO_NET_F_MAC;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::virtio_mmio::{Effect, MmioTransport, QUEUE_SIZE, TransportState, TransportStateError};
+use crate::ft::vm::OutputKind;
+use crate::machine::memory::WrittenRanges;
+use crate::machine::outputs::{FRAME_LIMIT, Outputs};
+
+const RECEIVE: usize = 0;
+const TRANSMIT: usize = 1;
+/// `struct virtio_net_hdr` with `num_buffers`, which VERSION_1 always has (5.1.6).
+const HEADER_BYTES: usize = 12;
+/// What the device puts before a received frame: no offload, one buffer.
+const RECEIVED_HEADER: [u8; HEADER_BYTES] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+/// Two addresses and a type: what is shorter is no Ethernet frame.
+const FRAME_MINIMUM: usize = 14;
+/// Frames held while the guest offers no buffer; more are dropped and counted.
+pub const RECEIVE_BACKLOG: usize = 256;
+
+/// What became of frames, since the VM's start. Deterministic, so part of the state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct NetCounters {
+    /// Frames handed to the guest.
+    pub received: u64,
+    /// Frames that the guest sent.
+    pub transmitted: u64,
+    /// Arrived while no driver was there.
+    pub dropped_without_driver: u64,
+    /// Arrived while [`RECEIVE_BACKLOG`] frames waited.
+    pub dropped_backlog_full: u64,
+    /// Arrived longer than the guest's buffer, or no Ethernet frame at all.
+    pub dropped_unfit: u64,
+    /// Sent longer than [`FRAME_LIMIT`], or no Ethernet frame at all.
+    pub dropped_transmit: u64,
+    /// How often the driver broke the rules and the device went into DEVICE_NEEDS_RESET.
+    pub driver_faults: u64,
+}
+
+/// The driver broke a rule of the specification, or named memory that is not RAM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct DriverFault;
+
+impl From<virtio_queue::Error> for DriverFault {
+    fn from(_: virtio_queue::Error) -> Self {
+        Self
+    }
+}
+
+impl From<vm_memory::GuestMemoryError> for DriverFault {
+    fn from(_: vm_memory::GuestMemoryError) -> Self {
+        Self
+    }
+}
+
+/// Whether a frame found its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Delivery {
+    Done,
+    /// The guest's buffer is too small; it stays with the device.
+    Unfit,
+    NoBuffer,
+}
+
+/// The network device behind its transport.
+#[derive(Debug)]
+pub struct VirtioNet {
+    transport: MmioTransport,
+    mac: [u8; 6],
+    backlog: VecDeque<Vec<u8>>,
+    counters: NetCounters,
+    /// Buffers of one chain; empty between calls.
+    segments: Vec<Segment>,
+}
+
+/// A buffer of a chain.
+#[derive(Debug, Clone, Copy)]
+struct Segment {
+    address: u64,
+    length: u32,
+}
+
+/// Saved state of the device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetState {
+    transport: TransportState,
+    backlog: Vec<Vec<u8>>,
+    counters: NetCounters,
+}
+
+impl Hash for VirtioNet {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.transport.hash(hasher);
+        self.mac.hash(hasher);
+        self.backlog.hash(hasher);
+        self.counters.hash(hasher);
+    }
+}
+
+impl VirtioNet {
+    /// A device with the address `mac`, not yet driven.
+    pub fn new(mac: [u8; 6]) -> Self {
+        let features =
+            1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+        Self {
+            transport: MmioTransport::new(VIRTIO_ID_NET, features),
+            mac,
+            backlog: VecDeque::new(),
+            counters: NetCounters::default(),
+            segments: Vec::with_capacity(usize::from(QUEUE_SIZE)),
+        }
+    }
+
+    /// The interrupt line.
+    pub fn line(&self) -> bool {
+        self.transport.line()
+    }
+
+    /// What became of frames.
+    pub fn counters(&self) -> NetCounters {
+        self.counters
+    }
+
+    /// Reads registers at `offset` in the device's page. Registers of the transport are 32 bits
+    /// wide; other accesses to them read as zero (4.2.2.2).
+    pub fn read(&mut self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        let Some(config_offset) = offset.checked_sub(u64::from(VIRTIO_MMIO_CONFIG)) else {
+            if let (Ok(data), 0) = (<&mut [u8; 4]>::try_from(data), offset % 4) {
+                *data = self.transport.read(offset).to_le_bytes();
+            }
+            return;
+        };
+        // `struct virtio_net_config`: the address; what follows belongs to features not offered.
+        for (byte, value) in data
+            .iter_mut()
+            .zip(self.mac.iter().skip(config_offset as usize))
+        {
+            *byte = *value;
+        }
+    }
+
+    /// Writes registers at `offset` in the device's page; a kick is served here.
+    pub fn write(
+        &mut self,
+        offset: u64,
+        data: &[u8],
+        memory: &GuestMemoryMmap,
+        outputs: &mut Outputs,
+        written: &mut WrittenRanges,
+    ) {
+        let (Ok(value), 0) = (<[u8; 4]>::try_from(data), offset % 4) else {
+            return;
+        };
+        if offset >= u64::from(VIRTIO_MMIO_CONFIG) {
+            return;
+        }
+        let result = match self
+            .transport
+            .write(offset, u32::from_le_bytes(value), memory)
+        {
+            Effect::None => Ok(()),
+            Effect::Reset => {
+                self.backlog.clear();
+                Ok(())
+            }
+            // Kicks for receive buffers are wanted only while a frame waits for one.
+            Effect::Live => match self.transport.queue(RECEIVE) {
+                Some(queue) => queue
+                    .disable_notification(memory)
+                    .map_err(DriverFault::from),
+                None => Ok(()),
+            },
+            Effect::Notify(TRANSMIT) => self.transmit(memory, outputs, written),
+            Effect::Notify(_) => self.receive_backlog(memory, outputs, written),
+        };
+        self.settle(result);
+    }
+
+    fn settle(&mut self, result: Result<(), DriverFault>) {
+        if result.is_err() {
+            self.counters.driver_faults += 1;
+            self.backlog.clear();
+            self.transport.fail();
+        }
+    }
+
+    /// Sends the chains that the driver made available.
+    fn transmit(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        outputs: &mut Outputs,
+        written: &mut WrittenRanges,
+    ) -> Result<(), DriverFault> {
+        let Some(queue) = self.transport.queue(TRANSMIT) else {
+            return Ok(());
+        };
+        let mut used = false;
+        // Not "until empty": rings that overlap could feed themselves for ever.
+        for _ in 0..queue.size() {
+            let Some(chain) = queue.iter(memory)?.next() else {
+                break;
+            };
+            let head = chain.head_index();
+            let bytes = collect(chain, false, &mut self.segments)?;
+            let frame_bytes = bytes.saturating_sub(HEADER_BYTES as u64);
+            if (FRAME_MINIMUM as u64..=FRAME_LIMIT as u64).contains(&frame_bytes) {
+                let mut frame = outputs.buffer();
+                gather(memory, &self.segments, HEADER_BYTES, &mut frame)?;
+                outputs.push(OutputKind::Frame, frame);
+                self.counters.transmitted += 1;
+            } else {
+                self.counters.dropped_transmit += 1;
+            }
+            queue.add_used(memory, head, 0)?;
+            used = true;
+        }
+        if used {
+            note_used_ring(queue, written);
+            if queue.needs_notification(memory)? {
+                self.transport.raise_used();
+            }
+        }
+        if let Some(queue) = self.transport.queue(TRANSMIT) {
+            queue.enable_notification(memory)?;
+        }
+        Ok(())
+    }
+
+    /// A frame arrives.
+    pub fn receive(
+        &mut self,
+        frame: &[u8],
+        memory: &GuestMemoryMmap,
+        outputs: &mut Outputs,
+        written: &mut WrittenRanges,
+    ) {
+        if self.transport.queue(RECEIVE).is_none() {
+            self.counters.dropped_without_driver += 1;
+        } else if !(FRAME_MINIMUM..=FRAME_LIMIT).contains(&frame.len()) {
+            self.counters.dropped_unfit += 1;
+        } else if self.backlog.is_empty() {
+            let result = self.receive_first(frame, memory, outputs, written);
+            self.settle(result);
+        } else if self.backlog.len() < RECEIVE_BACKLOG {
+            self.hold(frame, outputs);
+        } else {
+            self.counters.dropped_backlog_full += 1;
+        }
+    }
+
+    fn hold(&mut self, frame: &[u8], outputs: &mut Outputs) {
+        let mut held = outputs.buffer();
+        held.extend_from_slice(frame);
+        self.backlog.push_back(held);
+    }
+
+    /// A frame arrives and none waits before it.
+    fn receive_first(
+        &mut self,
+        frame: &[u8],
+        memory: &GuestMemoryMmap,
+        outputs: &mut Outputs,
+        written: &mut WrittenRanges,
+    ) -> Result<(), DriverFault> {
+        let delivery = self.deliver(frame, memory, written)?;
+        if delivery == Delivery::NoBuffer {
+            self.hold(frame, outputs);
+            if let Some(queue) = self.transport.queue(RECEIVE) {
+                queue.enable_notification(memory)?;
+            }
+        }
+        self.notify_received(delivery == Delivery::Done, memory)
+    }
+
+    /// The driver offered buffers while frames wait.
+    fn receive_backlog(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        outputs: &mut Outputs,
+        written: &mut WrittenRanges,
+    ) -> Result<(), DriverFault> {
+        let mut delivered = false;
+        while let Some(frame) = self.backlog.pop_front() {
+            match self.deliver(&frame, memory, written)? {
+                Delivery::Done => delivered = true,
+                Delivery::Unfit => {}
+                Delivery::NoBuffer => {
+                    self.backlog.push_front(frame);
+                    break;
+                }
+            }
+            outputs.recycle(frame);
+        }
+        if let Some(queue) = self.transport.queue(RECEIVE) {
+            if self.backlog.is_empty() {
+                queue.disable_notification(memory)?;
+            } else {
+                queue.enable_notification(memory)?;
+            }
+        }
+        self.notify_received(delivered, memory)
+    }
+
+    fn notify_received(
+        &mut self,
+        delivered: bool,
+        memory: &GuestMemoryMmap,
+    ) -> Result<(), DriverFault> {
+        if delivered
+            && let Some(queue) = self.transport.queue(RECEIVE)
+            && queue.needs_notification(memory)?
+        {
+            self.transport.raise_used();
+        }
+        Ok(())
+    }
+
+    /// Copies `frame` into the next receive buffer.
+    fn deliver(
+        &mut self,
+        frame: &[u8],
+        memory: &GuestMemoryMmap,
+        written: &mut WrittenRanges,
+    ) -> Result<Delivery, DriverFault> {
+        let Some(queue) = self.transport.queue(RECEIVE) else {
+            return Ok(Delivery::NoBuffer);
+        };
+        let Some(chain) = queue.iter(memory)?.next() else {
+            return Ok(Delivery::NoBuffer);
+        };
+        let head = chain.head_index();
+        let room = collect(chain, true, &mut self.segments)?;
+        let needed = HEADER_BYTES + frame.len();
+        if room < needed as u64 {
+            queue.go_to_previous_position();
+            self.counters.dropped_unfit += 1;
+            return Ok(Delivery::Unfit);
+        }
+        scatter(memory, &self.segments, 0, &RECEIVED_HEADER, written)?;
+        scatter(memory, &self.segments, HEADER_BYTES, frame, written)?;
+        queue.add_used(memory, head, needed as u32)?;
+        note_used_ring(queue, written);
+        self.counters.received += 1;
+        Ok(Delivery::Done)
+    }
+
+    /// Everything the device holds.
+    pub fn save(&self) -> NetState {
+        NetState {
+            transport: self.transport.save(),
+            backlog: self.backlog.iter().cloned().collect(),
+            counters: self.counters,
+        }
+    }
+
+    /// Puts back what [`VirtioNet::save`] returned, over the same memory.
+    ///
+    /// # Errors
+    /// The state names queues that this memory cannot hold.
+    pub fn restore(
+        &mut self,
+        state: &NetState,
+        memory: &GuestMemoryMmap,
+    ) -> Result<(), TransportStateError> {
+        self.transport.restore(&state.transport, memory)?;
+        self.backlog = state
+            .backlog
+            .iter()
+            .take(RECEIVE_BACKLOG)
+            .cloned()
+            .collect();
+        self.counters = state.counters;
+        Ok(())
+    }
+}
+
+/// Walks a chain into `segments` and returns its length in bytes. All its buffers must be the
+/// device's to write (`writable`), or none.
+fn collect(
+    mut chain: DescriptorChain<&GuestMemoryMmap>,
+    writable: bool,
+    segments: &mut Vec<Segment>,
+) -> Result<u64, DriverFault> {
+    segments.clear();
+    let mut bytes = 0;
+    // The iterator ends silently at a descriptor it cannot follow: then the last one it gave still
+    // names a successor. An indirect table may be longer than the queue, which 2.7.5.3.1 forbids.
+    let mut complete = false;
+    while let Some(descriptor) = chain.next() {
+        if descriptor.is_write_only() != writable || segments.len() == usize::from(QUEUE_SIZE) {
+            return Err(DriverFault);
+        }
+        bytes += u64::from(descriptor.len());
+        segments.push(Segment {
+            address: descriptor.addr().0,
+            length: descriptor.len(),
+        });
+        complete = !descriptor.has_next();
+    }
+    if complete {
+        Ok(bytes)
+    } else {
+        Err(DriverFault)
+    }
+}
+
+/// Copies what follows the first `skip` bytes of `segments` into `frame`. The caller has bounded
+/// their length.
+fn gather(
+    memory: &GuestMemoryMmap,
+    segments: &[Segment],
+    mut skip: usize,
+    frame: &mut Vec<u8>,
+) -> Result<(), DriverFault> {
+    for segment in segments {
+        let skipped = skip.min(segment.length as usize);
+        skip -= skipped;
+        let length = segment.length as usize - skipped;
+        if length == 0 {
+            continue;
+        }
+        let address = segment
+            .address
+            .checked_add(skipped as u64)
+            .ok_or(DriverFault)?;
+        let filled = frame.len();
+        frame.resize(filled + length, 0);
+        memory.read_slice(&mut frame[filled..], GuestAddress(address))?;
+    }
+    Ok(())
+}
+
+/// Copies `bytes` into `segments`, `skip` bytes from their start. The caller has checked the room.
+fn scatter(
+    memory: &GuestMemoryMmap,
+    segments: &[Segment],
+    mut skip: usize,
+    mut bytes: &[u8],
+    written: &mut WrittenRanges,
+) -> Result<(), DriverFault> {
+    for segment in segments {
+        let skipped = skip.min(segment.length as usize);
+        skip -= skipped;
+        let length = bytes.len().min(segment.length as usize - skipped);
+        if length == 0 {
+            continue;
+        }
+        let address = segment
+            .address
+            .checked_add(skipped as u64)
+            .ok_or(DriverFault)?;
+        let (now, later) = bytes.split_at(length);
+        memory.write_slice(now, GuestAddress(address))?;
+        written.add(address, length as u64);
+        bytes = later;
+    }
+    Ok(())
+}
+
+/// The device wrote the used ring: flags, index, elements, `avail_event` (2.7.8).
+fn note_used_ring(queue: &Queue, written: &mut WrittenRanges) {
+    written.add(queue.used_ring(), 6 + 8 * u64::from(queue.size()));
+}

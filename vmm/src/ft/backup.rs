@@ -15,6 +15,7 @@ use std::collections::VecDeque;
 
 use super::arbiter::{Answer, Arbitration, ArbitrationSettings, Claim, Party, Verdict};
 use super::detector::{Detector, DetectorSettings, Suspicion};
+use super::gate::ReleaseLimit;
 use super::log::{EndReason, Sequence};
 use super::times::FailoverTimes;
 
@@ -142,6 +143,15 @@ impl Backup {
             self.state,
             BackupState::Replaying | BackupState::Draining(_)
         )
+    }
+
+    /// How far outputs may leave at this moment: all of them once it is live, none before.
+    #[must_use]
+    pub const fn release_limit(&self) -> ReleaseLimit {
+        match self.state {
+            BackupState::Live => ReleaseLimit::Everything,
+            _ => ReleaseLimit::Nothing,
+        }
     }
 
     /// Something to do, oldest first.

@@ -188,6 +188,6 @@ pub fn log(capacity: usize) -> (EntryWriter, EntryReader) {
     let ring = Ring::create(capacity, RingOptions::default()).unwrap();
     let writer = EntryWriter::new(ring.producer().unwrap(), Sequence::NONE);
     let consumer = ring.consumer().unwrap();
-    let reader = EntryReader::new(consumer, capacity as u64, Sequence::NONE, Checked::ByReader);
+    let reader = EntryReader::new(consumer, Sequence::NONE, Checked::ByReader);
     (writer, reader)
 }

@@ -72,8 +72,10 @@ fn it_goes_live_only_after_it_has_won() {
     );
     backup.drained(40, Sequence(5));
     actions(&mut backup);
+    assert_eq!(backup.release_limit(), ReleaseLimit::Nothing);
     backup.arbiter_answered(60, Ok(claim().party));
     assert_eq!(actions(&mut backup), [BackupAction::GoLive]);
+    assert_eq!(backup.release_limit(), ReleaseLimit::Everything);
     backup.output_left(61);
     let times = backup.times().unwrap();
     let parts = (

@@ -87,3 +87,29 @@ pub struct CpuState {
     /// NMI blocked until the next IRET.
     pub nmi_blocked: bool,
 }
+
+/// A [`CpuState`] that an engine cannot hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum StateError {
+    /// The FXSAVE image has another size.
+    #[error("the state's FXSAVE image has {0} bytes, expected 512: the state is damaged")]
+    FxsaveLength(usize),
+    /// MXCSR has bits that the CPU model does not have.
+    #[error(
+        "the state's MXCSR is {0:#010x}, expected no bit above 0xffff: it comes from another CPU model"
+    )]
+    Mxcsr(u32),
+    /// Neither long mode nor 32-bit protected mode without paging.
+    #[error(
+        "the state's mode is CR0={cr0:#x} CR4={cr4:#x} EFER={efer:#x}, expected long mode \
+         (CR0.PG, CR4.PAE, EFER.LME and LMA) or protected mode without paging: start the guest at a 64-bit entry"
+    )]
+    Mode {
+        /// Control register 0.
+        cr0: u64,
+        /// Control register 4.
+        cr4: u64,
+        /// Extended feature enables.
+        efer: u64,
+    },
+}

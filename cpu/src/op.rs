@@ -85,8 +85,8 @@ impl At {
     /// Goes on with the op behind this one.
     #[inline(always)]
     pub(crate) fn next(self, c: &mut Core) -> Flow {
-        // SAFETY: the decoder ends every block with an op whose handler does not call `next`, so a
-        // handler that does is followed by another op of the same allocation.
+        // SAFETY: the decoder ends every block with `branch::fall`, whose handler does not call
+        // `next`; so a handler that does is followed by another op of the same allocation.
         let next = At(unsafe { self.0.add(1) });
         (next.handler)(c, next)
     }

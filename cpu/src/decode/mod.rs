@@ -159,11 +159,8 @@ impl Core {
                 block.ops.push(op);
                 fusible = fuse::first(&ins, &op, self.code_size);
             }
-            if ends {
-                block.length = offset as u32;
-                return Ok(block);
-            }
-            if alone
+            if ends
+                || alone
                 || block.second.is_some()
                 || offset >= available
                 || block.ops.len() + 1 >= MAX_OPS
@@ -171,6 +168,7 @@ impl Core {
                 break;
             }
         }
+        // Behind a branch it is never reached; it is there so that every op has one behind it.
         let mut fall = empty_op();
         fall.handler = branch::fall;
         fall.offset = offset as u16;

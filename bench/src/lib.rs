@@ -21,6 +21,7 @@
 //! | [`pingpong`] | is the yardstick: a bare TCP ping-pong |
 
 pub mod channel;
+pub mod load;
 pub mod report;
 pub mod ring;
 pub mod rounds;

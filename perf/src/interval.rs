@@ -114,20 +114,29 @@ pub struct IntervalRecorder {
 }
 
 impl IntervalRecorder {
-    /// For a measurement that starts at `start_ns` (of [`crate::stamp::now`]) and takes `length`:
-    /// intervals of one second, or longer ones if that would be more than [`INTERVALS_MAX`].
+    /// For a measurement that takes `length`: intervals of one second, or longer ones if that would
+    /// be more than [`INTERVALS_MAX`]. Takes all memory now. The first interval begins now, too,
+    /// unless [`IntervalRecorder::begin`] says otherwise.
     #[must_use]
-    pub fn new(start_ns: u64, length: Duration) -> Self {
+    pub fn new(length: Duration) -> Self {
         let length_ns = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
         let interval_ns = length_ns.div_ceil(INTERVALS_MAX as u64).max(1_000_000_000);
         let count = length_ns.div_ceil(interval_ns).max(1);
-        let ahead = Duration::from_nanos(start_ns.saturating_sub(crate::stamp::now()));
+        let latencies = (0..count).map(|_| LatencyHistogram::new()).collect();
         Self {
-            started: SystemTime::now() + ahead,
-            start_ns,
+            started: SystemTime::now(),
+            start_ns: crate::stamp::now(),
             interval_ns,
-            latencies: (0..count).map(|_| LatencyHistogram::new()).collect(),
+            latencies,
         }
+    }
+
+    /// The first interval begins at `start_ns` of [`crate::stamp::now`]: now, or soon. Nothing is
+    /// recorded yet.
+    pub fn begin(&mut self, start_ns: u64) {
+        let ahead = start_ns.saturating_sub(crate::stamp::now());
+        self.started = SystemTime::now() + Duration::from_nanos(ahead);
+        self.start_ns = start_ns;
     }
 
     /// Records the latency `ns` of something that ended at `at_ns`. What ends after the last interval
@@ -175,7 +184,8 @@ mod tests {
 
     #[test]
     fn a_latency_belongs_to_the_interval_in_which_it_ended() {
-        let mut recorder = IntervalRecorder::new(5 * SECOND, Duration::from_millis(2500));
+        let mut recorder = IntervalRecorder::new(Duration::from_millis(2500));
+        recorder.begin(5 * SECOND);
         recorder.record(5 * SECOND, 10);
         recorder.record(6 * SECOND - 1, 10);
         recorder.record(6 * SECOND, 20);
@@ -193,13 +203,14 @@ mod tests {
 
     #[test]
     fn intervals_are_bounded_however_long_the_run() {
-        let recorder = IntervalRecorder::new(0, Duration::from_secs(1_000_000));
+        let recorder = IntervalRecorder::new(Duration::from_secs(1_000_000));
         assert_eq!(recorder.latencies.len(), INTERVALS_MAX);
     }
 
     #[test]
     fn a_run_that_was_stopped_early_has_no_intervals_behind_its_end() {
-        let mut recorder = IntervalRecorder::new(0, Duration::from_secs(10));
+        let mut recorder = IntervalRecorder::new(Duration::from_secs(10));
+        recorder.begin(0);
         recorder.record(SECOND / 2, 7);
         let series = recorder.finish(SECOND * 3 / 2);
         assert_eq!(series.intervals().len(), 2);

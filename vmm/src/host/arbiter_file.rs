@@ -140,6 +140,25 @@ impl ArbiterFile {
         self.read_winner(generation)
     }
 
+    /// The first generation that comes after all that have a winner: what a new pairing takes. (One
+    /// that ended without a failure has none, and its number may be used again.)
+    ///
+    /// # Errors
+    /// The storage failed.
+    pub fn next_generation(&self) -> Result<u64, ArbiterError> {
+        let failed = |source| storage("listing", &self.directory, source);
+        let mut last: u64 = 0;
+        for entry in std::fs::read_dir(&self.directory).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let generation = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(&self.vm)?.strip_prefix('.'))
+                .and_then(|rest| rest.strip_suffix(".winner")?.parse().ok());
+            last = last.max(generation.unwrap_or(0));
+        }
+        Ok(last.saturating_add(1))
+    }
+
     fn winner_path(&self, generation: u64) -> PathBuf {
         self.directory
             .join(format!("{}.{generation}.winner", self.vm))
@@ -337,6 +356,24 @@ mod tests {
             .map(|entry| entry.expect("an entry").file_name())
             .collect();
         assert_eq!(names.len(), 2, "temporary files are left: {names:?}");
+    }
+
+    #[test]
+    fn a_new_pairing_takes_a_generation_that_nobody_has_won() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let arbiter = arbiter(&directory);
+        let next = || arbiter.next_generation().expect("reachable");
+        assert_eq!(next(), 1);
+        arbiter.test_and_set(9, "a");
+        arbiter.test_and_set(3, "b");
+        let other = ArbiterFile::new(directory.path(), "web").expect("legal");
+        other.test_and_set(70, "a");
+        for name in ["web.1.x.winner", "web.1..winner", "web.1.12.loser", "web.1.-5.winner"] {
+            std::fs::write(directory.path().join(name), "").expect("write");
+        }
+        assert_eq!(next(), 10);
+        // `web` followed by `.1.9.winner` is no generation of `web`.
+        assert_eq!(other.next_generation().expect("reachable"), 71);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::blocks::{Block, BlockCache};
 use crate::bus::Bus;
-use crate::core::{CR0_PG, Core, Leave, Raised, VECTOR_NMI};
+use crate::core::{Core, Leave, Raised, VECTOR_NMI};
 use crate::fpu::Fpu;
 use crate::memory::PhysicalMemory;
 use crate::model::CpuModel;
@@ -493,10 +493,5 @@ impl Core {
             return Err(Raised);
         }
         Ok(physical & !0xfff)
-    }
-
-    /// Paging is on (long mode) or off; nothing between.
-    pub(crate) fn paging(&self) -> bool {
-        self.cr0 & CR0_PG != 0
     }
 }

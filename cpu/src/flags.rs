@@ -4,7 +4,7 @@
 //! than saving operands for later, and leaves nothing to reconstruct on a fault.
 //!
 //! Layout of the 16 bits: high byte as LAHF (SF ZF 0 AF 0 PF 1 CF), low byte OF. Bits outside
-//! [`STATUS`] carry nothing.
+//! these six carry nothing.
 
 pub(crate) const CF: u16 = 0x100;
 pub(crate) const PF: u16 = 0x400;
@@ -12,7 +12,6 @@ pub(crate) const AF: u16 = 0x1000;
 pub(crate) const ZF: u16 = 0x4000;
 pub(crate) const SF: u16 = 0x8000;
 pub(crate) const OF: u16 = 1;
-pub(crate) const STATUS: u16 = CF | PF | AF | ZF | SF | OF;
 
 /// RFLAGS bits (SDM vol. 1, 3.4.3).
 pub(crate) const RFLAGS_STATUS: u64 = 0x8d5;

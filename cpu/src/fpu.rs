@@ -91,3 +91,10 @@ impl Fpu {
         Some(fpu)
     }
 }
+
+impl Fpu {
+    /// An unmasked x87 exception waits for the next waiting instruction.
+    pub(crate) fn exception_pending(&self) -> bool {
+        self.status & 0x80 != 0
+    }
+}

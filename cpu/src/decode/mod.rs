@@ -7,7 +7,9 @@ mod control;
 mod fuse;
 mod integer;
 mod operands;
+mod sse;
 mod system;
+mod x87;
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic};
 
@@ -26,6 +28,8 @@ const MAX_LENGTH: usize = 15;
 /// A decoded instruction on its way to an op.
 pub(super) struct Builder<'a> {
     pub ins: &'a Instruction,
+    /// Its bytes, and perhaps those behind it.
+    pub raw: &'a [u8],
     pub size: CodeSize,
     pub op: Op,
     /// The op is the last of its block.
@@ -75,9 +79,10 @@ fn empty_op() -> Op {
 }
 
 /// Builds the op of one instruction.
-fn build(ins: &Instruction, size: CodeSize) -> Builder<'_> {
+fn build<'a>(ins: &'a Instruction, raw: &'a [u8], size: CodeSize) -> Builder<'a> {
     let builder = Builder {
         ins,
+        raw,
         size,
         op: empty_op(),
         ends: false,
@@ -85,16 +90,13 @@ fn build(ins: &Instruction, size: CodeSize) -> Builder<'_> {
     if ins.mnemonic() == Mnemonic::INVALID {
         return builder.undefined();
     }
-    match integer::build(builder) {
-        Ok(done) => done,
-        Err(builder) => match control::build(builder) {
-            Ok(done) => done,
-            Err(builder) => match system::build(builder) {
-                Ok(done) => done,
-                Err(builder) => builder.undefined(),
-            },
-        },
-    }
+    [integer::build, control::build, sse::build, x87::build, system::build]
+        .into_iter()
+        .try_fold(builder, |builder, build| match build(builder) {
+            Ok(done) => Err(done),
+            Err(builder) => Ok(builder),
+        })
+        .map_or_else(|done| done, Builder::undefined)
 }
 
 impl Core {
@@ -142,7 +144,7 @@ impl Core {
                 // SDM vol. 3A 6.15, interrupt 13: longer than 15 bytes.
                 return Err(self.gp());
             }
-            let built = build(&ins, self.code_size);
+            let built = build(&ins, &bytes[offset..available], self.code_size);
             let mut op = built.op;
             let ends = built.ends;
             let length = ins.len().clamp(1, MAX_LENGTH);

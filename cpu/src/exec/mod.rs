@@ -4,13 +4,17 @@ pub(crate) mod alu;
 pub(crate) mod bits;
 pub(crate) mod branch;
 pub(crate) mod data;
+pub(crate) mod float;
 pub(crate) mod int;
 pub(crate) mod io;
 pub(crate) mod muldiv;
+pub(crate) mod packed;
 pub(crate) mod shift;
+pub(crate) mod sse;
 pub(crate) mod stack;
 pub(crate) mod string;
 pub(crate) mod system;
+pub(crate) mod x87;
 
 use crate::core::{CodeSize, Core, Raised};
 use crate::op::{At, RIP};

@@ -1,1 +1,114 @@
-//! The threads that drive a machine, its channel and its network: unprotected, primary, backup.
+//! The threads that drive a machine, its channel and its network.
+//!
+//! - [`unprotected`]: a machine by itself, the yardstick;
+//! - [`primary`]: records and executes; outputs wait for the backup;
+//! - [`backup`]: replays; goes live when the primary is gone;
+//! - [`replay`]: re-executes a saved log.
+//!
+//! Decisions are made in [`crate::ft`], without I/O; here they are carried out.
+
+mod alone;
+mod arbiter_desk;
+mod backup;
+mod control;
+mod door;
+mod doorbell;
+mod idle;
+mod live;
+mod log_source;
+mod pair;
+mod primary;
+mod pulse;
+mod receiver;
+mod stage_report;
+mod status;
+mod unprotected;
+mod world;
+
+pub use alone::AloneEnd;
+pub use backup::{BackupEnd, BackupReport, Failover, backup};
+pub use control::Control;
+pub use doorbell::Doorbell;
+pub use pair::PairSpec;
+pub use primary::{PrimaryEnd, PrimaryReport, primary};
+pub use status::{Standing, Status, StatusReport};
+pub use unprotected::{UnprotectedReport, unprotected};
+pub use world::World;
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::ft::recorder::RecordError;
+use crate::machine::{Machine, MachineConfig};
+use crate::settings::Settings;
+
+/// What a virtual machine is made from. Both sides of a pair must be given the same.
+#[derive(Debug, Clone)]
+pub struct VmSpec {
+    /// Its name: it identifies the VM at the arbiter and to its peer.
+    pub name: String,
+    /// The machine.
+    pub machine: MachineConfig,
+    /// The kernel image, ELF64 or bzImage.
+    pub kernel: Vec<u8>,
+}
+
+/// How a machine is run, whatever its role.
+pub struct RunOptions {
+    /// The knobs.
+    pub settings: Settings,
+    /// Its network and its console.
+    pub world: World,
+    /// The operator's handle.
+    pub control: Control,
+    /// Where it says how it is.
+    pub status: Arc<Status>,
+    /// Outputs of the first while are left out of the stage histograms.
+    pub warm_up: Duration,
+}
+
+/// A run could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The guest ended itself, or its engine failed.
+    #[error("the machine failed: {0}")]
+    Machine(#[source] Box<dyn Error + Send + Sync>),
+    /// The recorder was asked for what cannot be: a defect of this program.
+    #[error("recording failed: {0}")]
+    Record(String),
+    /// The host refused a resource.
+    #[error("{step}: {source}")]
+    Host {
+        /// What was being done.
+        step: &'static str,
+        /// The host's answer.
+        source: std::io::Error,
+    },
+    /// Setting up the channel failed.
+    #[error("setting up the channel: {0}")]
+    Channel(#[source] Box<dyn Error + Send + Sync>),
+    /// A saved log could not be read, or does not replay.
+    #[error("replaying the saved log: {0}")]
+    Replay(#[source] Box<dyn Error + Send + Sync>),
+}
+
+impl RunError {
+    fn of_record<E: Error + Send + Sync + 'static>(error: RecordError<E>) -> Self {
+        match error {
+            RecordError::Vm(error) => Self::Machine(Box::new(error)),
+            other => Self::Record(other.to_string()),
+        }
+    }
+
+    fn host(step: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Host { step, source }
+    }
+}
+
+impl VmSpec {
+    fn build(&self) -> Result<Machine, RunError> {
+        Machine::new(&self.machine, &self.kernel)
+            .map_err(|error| RunError::Machine(Box::new(error)))
+    }
+}

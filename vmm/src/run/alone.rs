@@ -1,0 +1,71 @@
+//! A live machine without a backup: an unprotected run, and either side after it has won at the
+//! arbiter. Nothing is logged and nothing waits.
+
+use lockstep_perf::stamp;
+use rustix::event::{PollFd, PollFlags};
+
+use super::RunError;
+use super::control::Control;
+use super::idle::{self, Idle};
+use super::live::{Live, Turn};
+use crate::ft::gate::ReleaseLimit;
+use crate::ft::log::Unlogged;
+use crate::ft::vm::Vm;
+
+/// Longest sleep, nanoseconds: nothing depends on it.
+const SLEEP_NS: u64 = 1_000_000_000;
+
+/// Why such a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AloneEnd {
+    /// The guest powered itself off.
+    PoweredOff,
+    /// [`Control::stop`].
+    Stopped,
+}
+
+pub(super) struct Alone<V: Vm> {
+    pub live: Live<V>,
+    pub log: Unlogged,
+    pub idle: Idle,
+    pub control: Control,
+}
+
+impl<V: Vm> Alone<V> {
+    /// Runs until the guest powers off or the operator stops it. `released` is told when outputs
+    /// have left.
+    pub fn run(&mut self, mut released: impl FnMut(u64)) -> Result<AloneEnd, RunError> {
+        let mut idle_since = None;
+        loop {
+            let turn = self.live.turn(&mut self.log)?;
+            let any = self.live.release(ReleaseLimit::Everything, 0);
+            let now = stamp::now();
+            if any {
+                released(now);
+            }
+            if self.live.powered_off() {
+                return Ok(AloneEnd::PoweredOff);
+            }
+            if self.control.stop_asked() {
+                return Ok(AloneEnd::Stopped);
+            }
+            if turn == Turn::Progress || any {
+                idle_since = None;
+                continue;
+            }
+            if now < self.idle.spin_until(*idle_since.get_or_insert(now)) {
+                std::hint::spin_loop();
+                continue;
+            }
+            let until = self.live.wake_at().unwrap_or(u64::MAX).min(now + SLEEP_NS);
+            let doorbell = PollFd::from_borrowed_fd(self.control.doorbell().fd(), PollFlags::IN);
+            let mut sources = [doorbell.clone(), doorbell];
+            if let Some(fd) = self.live.world.fd() {
+                sources[1] = PollFd::from_borrowed_fd(fd, PollFlags::IN);
+            }
+            idle::sleep(&mut sources, until);
+            // After the sleep and before the next look, so that no ring is lost.
+            self.control.doorbell().clear();
+        }
+    }
+}

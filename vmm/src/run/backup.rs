@@ -1,0 +1,407 @@
+//! The backup: replays the primary's log, and takes its place when it is gone.
+//!
+//! One thread replays and carries out what the role decides; another receives and acknowledges
+//! ([`super::receiver`]). At go-live the replaying thread drops the log and goes on as a live
+//! machine: the code that runs and applies is the same, only the source of events is another.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockstep_logchan::protocol::Role;
+use lockstep_logchan::protocol::receiver::Replayed;
+use lockstep_logchan::transport::ChannelError;
+use lockstep_logchan::transport::connect::Patience;
+use lockstep_perf::counters::Counters;
+use lockstep_perf::stages::StageHistograms;
+use lockstep_perf::{pin, stamp};
+use lockstep_ringbuf::WaitPolicy;
+use rustix::event::{PollFd, PollFlags};
+use serde::Serialize;
+
+use super::alone::{Alone, AloneEnd};
+use super::arbiter_desk::ArbiterDesk;
+use super::control::Control;
+use super::idle::{self, Idle};
+use super::live::{Live, LiveParts};
+use super::log_source::LogSource;
+use super::pair::{self, PairSpec};
+use super::pulse::Pulse;
+use super::receiver::Receiver;
+use super::status::{Standing, Status};
+use super::{RunError, RunOptions, VmSpec};
+use crate::ft::announce;
+use crate::ft::arbiter::ArbitrationSettings;
+use crate::ft::backup::{Backup, BackupAction, BackupHalt, BackupState};
+use crate::ft::detector::{DetectorSettings, Suspicion};
+use crate::ft::log::{EndReason, Sequence, Unlogged};
+use crate::ft::replayer::{Progress, Replayer};
+use crate::ft::times::FailoverTimes;
+use crate::ft::vm::{DigestScope, StateDigest, Vm};
+use crate::host::port::MAX_FRAME;
+
+/// Longest sleep of a thread that waits for log entries.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+
+/// Entries replayed before the thread looks at its role's clock again.
+const ENTRIES_PER_LOOK: u32 = 64;
+
+/// How a failover went.
+#[derive(Debug, Clone, Serialize)]
+pub struct Failover {
+    /// Why the peer was given up.
+    pub suspicion: String,
+    /// Its moments, on the host's monotonic clock.
+    pub times: FailoverTimes,
+    /// Outputs that the primary may not have released, and that were sent again.
+    pub resent: usize,
+    /// The last entry replayed.
+    pub replayed: u64,
+}
+
+/// How a backup's run ended.
+#[derive(Debug)]
+pub struct BackupReport {
+    /// Why.
+    pub end: BackupEnd,
+    /// The failover, if there was one.
+    pub failover: Option<Failover>,
+    /// Digest of the whole state at the end of the log, where the log ended in order.
+    pub digest: Option<StateDigest>,
+    /// Stages of the outputs released after it went live.
+    pub stages: StageHistograms,
+}
+
+/// Why a backup's run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BackupEnd {
+    /// The log ended in order.
+    LogEnded(EndReason),
+    /// Live, and the guest powered itself off.
+    PoweredOff,
+    /// [`Control::stop`].
+    Stopped,
+    /// The role says that it must not go on.
+    Halted(BackupHalt),
+}
+
+/// Everything a paired backup consists of.
+pub(super) struct Following<V: Vm> {
+    pub vm: V,
+    pub replayer: Replayer,
+    pub log: LogSource,
+    pub receiver: Receiver,
+    pub role: Backup,
+    /// When the last sign of life that the role knows of was heard.
+    pub heard: u64,
+    pub pulse: Option<Pulse>,
+    pub arbiter: ArbiterDesk,
+    /// How this thread waits for entries.
+    pub replay_wait: WaitPolicy,
+    /// How the live machine's thread waits, should it come to that.
+    pub idle: Idle,
+    pub control: Control,
+    pub counters: Arc<Counters>,
+    pub status: Arc<Status>,
+    /// What the live machine is made of, should it come to that.
+    pub live: LiveParts,
+    /// The guest's hardware address, announced at go-live.
+    pub mac: Option<[u8; 6]>,
+    /// Its IPv4 address, if it is known.
+    pub guest_ip: Option<[u8; 4]>,
+    /// Positions run in one go.
+    pub budget: u64,
+    /// The driver looks at the role's clock at least this often, nanoseconds.
+    pub tick_every: u64,
+}
+
+impl<V: Vm> Following<V> {
+    /// Replays until the log ends in order, the operator stops it, or the role halts it. Losing the
+    /// primary is none of these: won at the arbiter, this machine goes live.
+    pub fn run(mut self) -> Result<BackupReport, RunError> {
+        let mut suspicion = None;
+        loop {
+            let progress = self.replay();
+            let now = stamp::now();
+            self.listen(now);
+            self.role.tick(now);
+            while let Some(action) = self.role.next_action() {
+                match action {
+                    BackupAction::Seal(why) => {
+                        tracing::warn!(%why, "the primary is suspected");
+                        suspicion = Some(why);
+                        self.status.stand(Standing::Arbitrating);
+                        let acknowledged = self.receiver.stop();
+                        self.pulse = None;
+                        let acknowledged = self.log.seal(acknowledged);
+                        self.role.sealed(acknowledged);
+                    }
+                    // The loop replays on; `replay` tells the role when the log is empty.
+                    BackupAction::Drain => {}
+                    BackupAction::TestAndSet(claim) => self.arbiter.put(claim),
+                    BackupAction::GoLive => return self.go_live(suspicion),
+                    BackupAction::Halt(why) => {
+                        tracing::error!(%why, "halted");
+                        self.status.stand(Standing::Halted);
+                        return Ok(self.report(BackupEnd::Halted(why), None));
+                    }
+                }
+            }
+            if let BackupState::Ended(reason) = *self.role.state() {
+                self.status.stand(Standing::Ended);
+                let digest = self.vm.digest(DigestScope::Full);
+                let digest = digest.map_err(|error| RunError::Machine(Box::new(error)))?;
+                return Ok(self.report(BackupEnd::LogEnded(reason), Some(digest)));
+            }
+            if self.control.stop_asked() {
+                return Ok(self.report(BackupEnd::Stopped, None));
+            }
+            if !progress {
+                self.wait(now);
+            }
+        }
+    }
+
+    /// Replays what is there, for a while. Whether anything was.
+    fn replay(&mut self) -> bool {
+        if !self.role.may_replay() {
+            return false;
+        }
+        let mut any = false;
+        for _ in 0..ENTRIES_PER_LOOK {
+            match self.replayer.step(&mut self.vm, &mut self.log, self.budget) {
+                Ok(Progress::Idle) => {
+                    if matches!(self.role.state(), BackupState::Draining(_)) {
+                        self.role.drained(stamp::now(), self.replayer.replayed());
+                    }
+                    break;
+                }
+                Ok(Progress::Running) => {
+                    any = true;
+                    break;
+                }
+                Ok(Progress::Replayed(_)) => any = true,
+                Ok(Progress::Ended(reason)) => {
+                    self.role.ended(reason);
+                    break;
+                }
+                Err(error) => {
+                    self.role.refuse(error.to_string());
+                    break;
+                }
+            }
+        }
+        if any {
+            let replayed = Replayed {
+                sequence: self.replayer.replayed(),
+                position: self.vm.position(),
+                clock: self.replayer.replayed_clock(),
+            };
+            self.receiver.report().replayed(replayed);
+            self.counters.vcpu.position.set(self.vm.position());
+            self.counters
+                .channel
+                .replayed_sequence
+                .set(replayed.sequence.0);
+        }
+        any
+    }
+
+    /// What the other threads have for the role.
+    fn listen(&mut self, now: u64) {
+        let mut heard = self.receiver.heard_at();
+        if let Some(pulse) = &self.pulse {
+            heard = heard.max(pulse.heard_at());
+            let released = pulse.peer_sequence();
+            self.replayer.primary_released(&mut self.vm, released);
+            let received = self.receiver.received();
+            self.role.received(now, received, released > received);
+            pulse.tell(received);
+        }
+        if heard > self.heard {
+            self.heard = heard;
+            // Another thread's stamp may be a hair ahead of ours.
+            self.role.heard(heard.min(now));
+        }
+        if let Some(error) = self.receiver.lost() {
+            tracing::debug!(%error, "the channel ended");
+            self.role.suspect(now, suspicion_of(&error));
+        }
+        if let Some(answer) = self.arbiter.answer() {
+            self.role.arbiter_answered(now, answer);
+        }
+    }
+
+    fn wait(&mut self, now: u64) {
+        let until = self
+            .role
+            .deadline()
+            .unwrap_or(u64::MAX)
+            .min(now + self.tick_every);
+        if self.role.may_replay() {
+            // Whoever commits to the log, or checks it, wakes this thread. Everything else is
+            // looked at every `LOOK_EVERY`: it costs a failover up to that, and the hot path nothing.
+            let left = Duration::from_nanos(until.saturating_sub(now));
+            self.log.wait(&self.replay_wait, left.min(LOOK_EVERY));
+            return;
+        }
+        let doorbell = self.control.doorbell();
+        idle::sleep(
+            &mut [PollFd::from_borrowed_fd(doorbell.fd(), PollFlags::IN)],
+            until,
+        );
+        // After the sleep and before the next look, so that no ring is lost.
+        doorbell.clear();
+    }
+
+    fn go_live(mut self, suspicion: Option<Suspicion>) -> Result<BackupReport, RunError> {
+        let taken = match self.replayer.go_live() {
+            Ok(taken) => taken,
+            Err(why) => {
+                self.status.stand(Standing::Halted);
+                let halt = BackupHalt::Refused(why.to_string());
+                return Ok(self.report(BackupEnd::Halted(halt), None));
+            }
+        };
+        let mut world = self.live.world;
+        // What the network flooded to this side while it only watched is the primary's to answer:
+        // it was, or its sender will repeat it.
+        let mut stale = [0; MAX_FRAME];
+        while world.receive(&mut stale).is_some() {}
+        if let Some(mac) = self.mac {
+            world.announce(&announce::rarp(mac));
+            if let Some(ip) = self.guest_ip {
+                world.announce(&announce::gratuitous_arp(mac, ip));
+            }
+        }
+        let resent = taken.resend.len();
+        for output in taken.resend {
+            world.say(&output);
+            self.role.output_left(stamp::now());
+            self.vm.recycle(output);
+        }
+        self.status.stand(Standing::Alone);
+        self.live.world = world;
+        let now = stamp::now();
+        let live = Live::new(self.vm, self.live, now, taken.said);
+        let mut alone = Alone {
+            live,
+            log: Unlogged::after(taken.replayed),
+            idle: self.idle,
+            control: self.control,
+        };
+        let mut failover = Failover {
+            suspicion: suspicion.map(|why| why.to_string()).unwrap_or_default(),
+            times: self
+                .role
+                .times()
+                .copied()
+                .unwrap_or(FailoverTimes::suspected(now, now)),
+            resent,
+            replayed: taken.replayed.0,
+        };
+        self.status.failover(failover.clone());
+        tracing::warn!(?failover, "live");
+        let (mut role, status) = (self.role, self.status);
+        let end = alone.run(|now| {
+            if failover.times.first_output.is_none() {
+                role.output_left(now);
+                failover.times = role.times().copied().unwrap_or(failover.times);
+                status.failover(failover.clone());
+            }
+        })?;
+        Ok(BackupReport {
+            end: match end {
+                AloneEnd::PoweredOff => BackupEnd::PoweredOff,
+                AloneEnd::Stopped => BackupEnd::Stopped,
+            },
+            failover: Some(failover),
+            digest: None,
+            stages: alone.live.stages.into_histograms(),
+        })
+    }
+
+    fn report(self, end: BackupEnd, digest: Option<StateDigest>) -> BackupReport {
+        BackupReport {
+            end,
+            failover: None,
+            digest,
+            stages: StageHistograms::new(),
+        }
+    }
+}
+
+/// What a broken channel says about the primary.
+fn suspicion_of(error: &ChannelError) -> Suspicion {
+    match error {
+        ChannelError::Entry(_) | ChannelError::Corrupt(_) | ChannelError::Ack(_) => {
+            Suspicion::ProtocolBroken
+        }
+        _ => Suspicion::ConnectionLost,
+    }
+}
+
+/// Connects to the primary at `pair.address`, then follows it, on the calling thread.
+///
+/// # Errors
+/// The machine or the channel cannot be made, the primary refuses, or the machine fails once live.
+pub fn backup(vm: &VmSpec, pair: &PairSpec, options: RunOptions) -> Result<BackupReport, RunError> {
+    let machine = vm.build()?;
+    let (settings, control) = (options.settings.clone(), options.control.clone());
+    let (status, counters) = (
+        Arc::clone(&options.status),
+        Arc::clone(&options.status.counters),
+    );
+    if let pin::Placement::Refused { why, .. } = pin::place(settings.cpu.vcpu_core) {
+        tracing::warn!(%why, "the replaying thread is not pinned");
+    }
+    status.engine(vm.machine.engine);
+    status.stand(Standing::Waiting);
+    let hello = pair::hello(vm, Role::Backup, None, settings.channel.ring_bytes);
+    let connection = pair::reach_primary(&pair.address, &hello, &Patience::default())?;
+    let generation = connection.agreed.generation;
+    let (channel, reader, shared) = pair::backup_channel(connection, &settings)?;
+    let receiver = Receiver::start(channel, settings.cpu.channel_core, Arc::clone(&counters))
+        .map_err(RunError::host("starting the receiving thread"))?;
+    let pulse = pair::start_pulse(
+        vm,
+        Role::Backup,
+        generation,
+        pair,
+        &settings,
+        Arc::clone(&counters),
+    )?;
+    let arbiter = ArbiterDesk::open(pair.arbiter.clone(), control.doorbell().clone())
+        .map_err(RunError::host("starting the arbiter's thread"))?;
+    let claim = pair::claim(Role::Backup, generation)?;
+    status.pair(generation, settings.channel.transport);
+    status.stand(Standing::Backup);
+    let now = stamp::now();
+    let detector = DetectorSettings::from(&settings.failure);
+    let role = Backup::new(
+        claim,
+        detector,
+        ArbitrationSettings::from(&settings.failure),
+        now,
+    );
+    Following {
+        vm: machine,
+        replayer: Replayer::new(Sequence::NONE, 0),
+        log: LogSource::new(reader, shared),
+        receiver,
+        role,
+        heard: now,
+        pulse: Some(pulse),
+        arbiter,
+        replay_wait: pair::wait_policy(settings.cpu.replay_wait, settings.cpu.spin_us),
+        idle: Idle::new(settings.cpu.idle_wait, settings.cpu.spin_us),
+        control,
+        counters,
+        status,
+        mac: vm.machine.nic.then_some(vm.machine.mac),
+        guest_ip: pair.guest_ip,
+        budget: u64::from(settings.cpu.slice_instructions.max(1)),
+        live: LiveParts::of(options),
+        tick_every: detector.silence.min(detector.stall) / 4,
+    }
+    .run()
+}

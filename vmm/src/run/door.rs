@@ -1,0 +1,69 @@
+//! The door at which the backup came in stays guarded: whoever comes later is told why it is not
+//! wanted, by a thread that the machine never waits for.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use lockstep_logchan::transport::connect::{Incoming, Listener, Offer};
+use lockstep_perf::counters::Counters;
+
+use super::RunError;
+
+/// How often the guard looks whether it is still needed.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// A guarded door. Closed when dropped.
+#[derive(Debug)]
+pub(super) struct Door {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Door {
+    /// Refuses everybody at `listener`: there is a pair of `generation`.
+    pub fn guard(
+        mut listener: Listener,
+        generation: u64,
+        counters: Arc<Counters>,
+    ) -> Result<Self, RunError> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let theirs = Arc::clone(&stop);
+        let guard = move || {
+            // Relaxed: pairs with nothing; whoever sets it joins this thread.
+            while !theirs.load(Ordering::Relaxed) {
+                match listener.poll(Offer::Busy { generation }, LOOK_EVERY) {
+                    Ok(Some(Incoming::Refused { peer, error })) => {
+                        counters.channel.strangers_refused.increment();
+                        tracing::warn!(%peer, %error, "refused");
+                    }
+                    Ok(Some(Incoming::Paired(_)) | None) => {}
+                    Err(error) => {
+                        tracing::error!(%error, "nobody is let in any more");
+                        return;
+                    }
+                }
+            }
+        };
+        let thread = thread::Builder::new().name("door".into()).spawn(guard);
+        let thread = thread.map_err(|source: io::Error| {
+            RunError::host("starting the thread that guards the door")(source)
+        })?;
+        Ok(Self {
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        // Relaxed: the join orders everything.
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! What a live machine does turn by turn, protected or not: takes events from the world, executes,
+//! hands outputs to the gate, and gives to the world what the gate lets go.
+//!
+//! One thread does all of it. Who is asked for acknowledgements in between, and what limits the
+//! release, is the caller's: [`super::primary`] has a channel and a role, [`super::alone`] neither.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use lockstep_perf::counters::Counters;
+use lockstep_perf::stages::OutputStamps;
+use lockstep_perf::stamp;
+
+use super::control::Control;
+use super::stage_report::StageReport;
+use super::world::World;
+use super::{RunError, RunOptions};
+use crate::ft::gate::{MAX_HELD_OUTPUTS, OutputGate, ReleaseLimit};
+use crate::ft::log::{EndReason, LogDraft, LogWrite};
+use crate::ft::recorder::{RecordError, Recorder, RecorderSettings};
+use crate::ft::vm::{Event, OutputKind, Stop, Vm};
+use crate::host::port::MAX_FRAME;
+
+/// Frames taken from the network in one turn: the guest gets to work on them before more are read.
+const FRAMES_PER_TURN: u32 = 32;
+
+/// While the guest executes, the world is looked at no more often than this, nanoseconds: a look
+/// costs a system call, and an exit-counting engine comes back every few microseconds.
+const LOOK_EVERY_NS: u64 = 20_000;
+
+/// What one turn came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// The guest executed, or events reached it.
+    Progress,
+    /// The guest waits in HLT, and the world had nothing for it.
+    Idle,
+    /// The log or the gate is full: only an acknowledgement helps.
+    Full,
+}
+
+/// What a live machine is made of, apart from the machine.
+pub(super) struct LiveParts {
+    pub world: World,
+    pub control: Control,
+    pub counters: Arc<Counters>,
+    pub recorder: RecorderSettings,
+    /// Positions executed before the world is looked at again.
+    pub slice: u64,
+    /// Left out of the stage histograms, nanoseconds from the start.
+    pub warm_up: u64,
+}
+
+impl LiveParts {
+    pub fn of(options: RunOptions) -> Self {
+        Self {
+            world: options.world,
+            control: options.control,
+            counters: Arc::clone(&options.status.counters),
+            recorder: RecorderSettings::from(&options.settings.replay),
+            slice: u64::from(options.settings.cpu.slice_instructions.max(1)),
+            warm_up: u64::try_from(options.warm_up.as_nanos()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+/// A machine and its door to the world.
+pub(super) struct Live<V: Vm> {
+    pub vm: V,
+    pub recorder: Recorder,
+    pub gate: OutputGate,
+    pub world: World,
+    pub counters: Arc<Counters>,
+    pub stages: StageReport,
+    control: Control,
+    slice: u64,
+    halted: bool,
+    next_look: u64,
+    /// One for each output in the gate, in the same order.
+    stamps: VecDeque<OutputStamps>,
+    powered_off: bool,
+    ran_ns: u64,
+    resume_at: u64,
+}
+
+impl<V: Vm> Live<V> {
+    /// A machine that goes live at `now`, having said `said` outputs before.
+    pub fn new(vm: V, parts: LiveParts, now: u64, said: u64) -> Self {
+        let recorder = Recorder::new(parts.recorder, now, vm.clock(), said);
+        Self {
+            vm,
+            recorder,
+            gate: OutputGate::new(),
+            world: parts.world,
+            counters: parts.counters,
+            stages: StageReport::from(now.saturating_add(parts.warm_up)),
+            control: parts.control,
+            slice: parts.slice,
+            halted: false,
+            next_look: 0,
+            stamps: VecDeque::with_capacity(MAX_HELD_OUTPUTS),
+            powered_off: false,
+            ran_ns: 0,
+            resume_at: 0,
+        }
+    }
+
+    /// Whether the guest's power-off has been released to the world.
+    pub const fn powered_off(&self) -> bool {
+        self.powered_off
+    }
+
+    /// Takes what the world has, lets the guest execute, and holds what it says.
+    pub fn turn<L: LogWrite>(&mut self, log: &mut L) -> Result<Turn, RunError> {
+        match self.try_turn(log) {
+            Ok(progress) => Ok(if progress { Turn::Progress } else { Turn::Idle }),
+            Err(RecordError::LogFull { .. } | RecordError::GateFull) => {
+                self.counters.vcpu.ring_full_waits.increment();
+                Ok(Turn::Full)
+            }
+            Err(error) => Err(RunError::of_record(error)),
+        }
+    }
+
+    fn try_turn<L: LogWrite>(&mut self, log: &mut L) -> Result<bool, RecordError<V::Error>> {
+        // What a full gate or log kept back comes first: outputs keep their order.
+        self.hold_outputs(log, 0)?;
+        let mut progress = self.take_events(log)?;
+        self.ran_ns = 0;
+        let started = stamp::now();
+        if !self.halted && started >= self.resume_at {
+            let until = self.vm.position().saturating_add(self.slice);
+            let stop = self.vm.run(until).map_err(RecordError::Vm)?;
+            let kick = stamp::now();
+            self.ran_ns = kick - started;
+            self.halted = stop == Stop::Halted;
+            self.hold_outputs(log, kick)?;
+            self.counters.vcpu.position.set(self.vm.position());
+            progress = true;
+        }
+        Ok(progress)
+    }
+
+    fn hold_outputs<L: LogWrite>(
+        &mut self,
+        log: &mut L,
+        kick: u64,
+    ) -> Result<(), RecordError<V::Error>> {
+        let before = self.gate.held();
+        let result = self.recorder.outputs(&mut self.vm, log, &mut self.gate);
+        let new = self.gate.held() - before;
+        if new > 0 {
+            let committed = if L::KEPT { stamp::now() } else { 0 };
+            let stamps = OutputStamps {
+                kick,
+                committed,
+                ..OutputStamps::default()
+            };
+            self.stamps.extend(std::iter::repeat_n(stamps, new));
+            self.counters.vcpu.outputs_held.add(new as u64);
+        }
+        result.map(|_| ())
+    }
+
+    /// Frames, console input, the power button, timers and the clock.
+    fn take_events<L: LogWrite>(&mut self, log: &mut L) -> Result<bool, RecordError<V::Error>> {
+        let now = stamp::now();
+        if !self.vm.at_position() || (!self.halted && now < self.next_look) {
+            return Ok(false);
+        }
+        self.next_look = now + LOOK_EVERY_NS;
+        let mut events = 0u64;
+        for _ in 0..FRAMES_PER_TURN {
+            let mut draft = log.draft(MAX_FRAME).map_err(RecordError::draft)?;
+            let Some(length) = self.world.receive(draft.payload_mut()) else {
+                break;
+            };
+            self.recorder.frame(&mut self.vm, draft, length, now)?;
+            events += 1;
+        }
+        if self.control.take_power_button() {
+            self.recorder
+                .event(&mut self.vm, log, Event::PowerButton, now)?;
+            events += 1;
+        }
+        let tick = self.recorder.tick(&mut self.vm, log, now, self.halted)?;
+        events += u64::from(tick.is_some());
+        if events > 0 {
+            // Whether one of them ends HLT is the machine's to say, when it next runs.
+            self.halted = false;
+            self.counters.vcpu.events.add(events);
+        }
+        Ok(events > 0)
+    }
+
+    /// The transport was handed everything committed so far.
+    pub fn note_sent(&mut self) {
+        let mut now = 0;
+        for stamps in self.stamps.iter_mut().rev() {
+            if stamps.sent != 0 {
+                break;
+            }
+            if now == 0 {
+                now = stamp::now();
+            }
+            stamps.sent = now;
+        }
+    }
+
+    /// Writes the log's end, if there is room for it. Outputs that have no entry yet go before it.
+    pub fn end<L: LogWrite>(&mut self, log: &mut L, reason: EndReason) -> Result<bool, RunError> {
+        let result = self
+            .hold_outputs(log, 0)
+            .and_then(|()| self.recorder.end(&mut self.vm, log, reason));
+        match result {
+            Ok(_) => Ok(true),
+            Err(RecordError::LogFull { .. } | RecordError::GateFull) => Ok(false),
+            Err(error) => Err(RunError::of_record(error)),
+        }
+    }
+
+    /// How long the guest executed in the last turn, nanoseconds.
+    pub const fn ran_ns(&self) -> u64 {
+        self.ran_ns
+    }
+
+    /// Keeps the guest from executing for `pause` nanoseconds from `now`: the backup lags.
+    pub fn hold_back(&mut self, now: u64, pause: u64) {
+        if pause > 0 {
+            self.resume_at = now + pause;
+            self.counters.vcpu.slowed_ns.add(pause);
+        }
+    }
+
+    /// Gives to the world what `limit` allows; `acked` is when the last acknowledgement was seen, 0
+    /// if nothing waits for any. Whether anything left.
+    pub fn release(&mut self, limit: ReleaseLimit, acked: u64) -> bool {
+        let mut any = false;
+        while let Some(output) = self.gate.next(limit) {
+            self.powered_off |= output.kind == OutputKind::PowerOff;
+            self.world.say(output);
+            if let Some(mut stamps) = self.stamps.pop_front() {
+                stamps.acked = acked;
+                stamps.released = stamp::now();
+                self.stages.record(&stamps);
+            }
+            if let Some(output) = self.gate.sent() {
+                self.vm.recycle(output);
+            }
+            self.counters.vcpu.outputs_released.increment();
+            any = true;
+        }
+        if any {
+            self.counters.vcpu.held_now.set(self.gate.held() as u64);
+            if let Some(error) = self.world.take_failure() {
+                tracing::error!(%error, "the network port failed");
+            }
+        }
+        any
+    }
+
+    /// When a sleeping driver has to look again even if nothing comes: a guest timer, a digest, the
+    /// end of being held back.
+    pub fn wake_at(&self) -> Option<u64> {
+        let timer = self.recorder.wake_at(&self.vm);
+        let resume = (!self.halted).then_some(self.resume_at);
+        timer.into_iter().chain(resume).min()
+    }
+}

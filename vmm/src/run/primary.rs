@@ -1,0 +1,392 @@
+//! The primary: a live machine whose every input goes to a backup, and whose outputs wait for it.
+//!
+//! One thread executes the guest, writes the log, drives the channel (or the core that does, see
+//! [`crate::settings::Flush`]), and carries out what its role decides. Heartbeats and the arbiter
+//! have threads of their own, so that neither a long run of the guest nor hanging storage stops
+//! the other.
+
+use std::sync::Arc;
+
+use lockstep_logchan::entry::Sequence;
+use lockstep_logchan::protocol::Role;
+use lockstep_logchan::transport::connect::Listener;
+use lockstep_logchan::transport::{ChannelError, PrimaryChannel};
+use lockstep_logchan::writer::EntryWriter;
+use lockstep_perf::counters::Counters;
+use lockstep_perf::stages::StageHistograms;
+use lockstep_perf::{pin, stamp};
+use rustix::event::{PollFd, PollFlags};
+
+use super::alone::{Alone, AloneEnd};
+use super::arbiter_desk::ArbiterDesk;
+use super::control::Control;
+use super::door::Door;
+use super::idle::{self, Idle};
+use super::live::{Live, LiveParts, Turn};
+use super::pair::{self, PairSpec};
+use super::pulse::Pulse;
+use super::status::{Standing, Status};
+use super::{RunError, RunOptions, VmSpec};
+use crate::ft::arbiter::ArbitrationSettings;
+use crate::ft::detector::{DetectorSettings, Suspicion};
+use crate::ft::gate::OutputSink;
+use crate::ft::log::{EndReason, Unlogged};
+use crate::ft::primary::{Primary, PrimaryAction, PrimaryHalt};
+use crate::ft::throttle::Throttle;
+use crate::ft::times::FailoverTimes;
+use crate::ft::vm::Vm;
+
+/// The log's end is given this long to be acknowledged, nanoseconds.
+const FAREWELL_NS: u64 = 1_000_000_000;
+
+/// How a primary's run ended.
+#[derive(Debug)]
+pub struct PrimaryReport {
+    /// Why.
+    pub end: PrimaryEnd,
+    /// How long losing the backup took, if it was lost.
+    pub times: Option<FailoverTimes>,
+    /// Why the backup was given up, if it was.
+    pub suspicion: Option<Suspicion>,
+    /// Stages of the outputs released after the warm-up.
+    pub stages: StageHistograms,
+}
+
+/// Why a primary's run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PrimaryEnd {
+    /// The guest powered itself off, and the world was told.
+    PoweredOff,
+    /// [`Control::stop`].
+    Stopped,
+    /// The role says that it must not go on.
+    Halted(PrimaryHalt),
+}
+
+/// Everything a paired primary consists of.
+pub(super) struct Protected<V: Vm> {
+    pub live: Live<V>,
+    pub log: EntryWriter,
+    pub channel: Option<Box<dyn PrimaryChannel>>,
+    pub role: Primary,
+    /// When the last heartbeat that the role knows of was heard.
+    pub heard: u64,
+    pub pulse: Option<Pulse>,
+    pub arbiter: ArbiterDesk,
+    pub idle: Idle,
+    pub throttle: Throttle,
+    pub control: Control,
+    pub counters: Arc<Counters>,
+    pub status: Arc<Status>,
+    /// The driver looks at the role's clock at least this often, nanoseconds.
+    pub tick_every: u64,
+}
+
+impl<V: Vm> Protected<V> {
+    /// Runs until the guest powers off, the operator stops it, or the role halts it. Losing the
+    /// backup is none of these: won at the arbiter, the machine goes on alone.
+    pub fn run(mut self) -> Result<PrimaryReport, RunError> {
+        let mut suspicion = None;
+        let mut idle_since = None;
+        let mut acked = Sequence::NONE;
+        loop {
+            let turn = if self.role.may_run() {
+                self.live.turn(&mut self.log)?
+            } else {
+                Turn::Idle
+            };
+            let now = stamp::now();
+            let before = acked;
+            if let Err(why) = self.serve_channel(now, turn, &mut acked) {
+                self.role.suspect(now, why);
+            }
+            let released = self.live.release(self.role.release_limit(), now);
+            self.listen(now);
+            self.role.tick(now);
+            while let Some(action) = self.role.next_action() {
+                match action {
+                    PrimaryAction::Disconnect(why) => {
+                        tracing::warn!(%why, "the backup is suspected");
+                        suspicion = Some(why);
+                        self.status.stand(Standing::Arbitrating);
+                        self.channel = None;
+                        self.pulse = None;
+                    }
+                    PrimaryAction::TestAndSet(claim) => self.arbiter.put(claim),
+                    PrimaryAction::GoAlone => {
+                        tracing::warn!("won at the arbiter: going on without a backup");
+                        self.status.stand(Standing::Alone);
+                        return self.go_alone(suspicion);
+                    }
+                    PrimaryAction::Halt(why) => {
+                        tracing::error!(%why, "halted");
+                        self.status.stand(Standing::Halted);
+                        return Ok(self.report(PrimaryEnd::Halted(why), suspicion));
+                    }
+                }
+            }
+            if self.live.powered_off() || self.control.stop_asked() {
+                let end = if self.live.powered_off() {
+                    PrimaryEnd::PoweredOff
+                } else {
+                    PrimaryEnd::Stopped
+                };
+                self.close_log(&end)?;
+                return Ok(self.report(end, suspicion));
+            }
+            if turn == Turn::Progress || released || acked != before {
+                idle_since = None;
+            } else {
+                self.wait(now, *idle_since.get_or_insert(now), acked);
+            }
+        }
+    }
+
+    /// Ends the log in order and waits, not for ever, until the backup has it: it then ends too,
+    /// and does not take this side's leaving for a death. What still waited at the gate leaves.
+    fn close_log(&mut self, end: &PrimaryEnd) -> Result<(), RunError> {
+        let reason = match end {
+            PrimaryEnd::PoweredOff => EndReason::PoweredOff,
+            PrimaryEnd::Stopped | PrimaryEnd::Halted(_) => EndReason::Stopped,
+        };
+        let give_up = stamp::now() + FAREWELL_NS;
+        let mut ended = false;
+        let mut acked = Sequence::NONE;
+        while self.channel.is_some() && stamp::now() < give_up {
+            if !ended && self.live.vm.at_position() {
+                ended = self.live.end(&mut self.log, reason)?;
+                if ended {
+                    self.role.ended();
+                }
+            }
+            let now = stamp::now();
+            if self.serve_channel(now, Turn::Idle, &mut acked).is_err() {
+                break;
+            }
+            self.live.release(self.role.release_limit(), now);
+            if ended && acked >= self.log.last_sequence() {
+                break;
+            }
+            if !ended && !self.live.vm.at_position() {
+                self.live.turn(&mut self.log)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn go_alone(self, suspicion: Option<Suspicion>) -> Result<PrimaryReport, RunError> {
+        let mut role = self.role;
+        let log = Unlogged::after(self.log.last_sequence());
+        // The log is over: nobody reads it.
+        drop(self.log);
+        let mut alone = Alone {
+            live: self.live,
+            log,
+            idle: self.idle,
+            control: self.control,
+        };
+        let end = alone.run(|now| role.output_left(now))?;
+        Ok(PrimaryReport {
+            end: match end {
+                AloneEnd::PoweredOff => PrimaryEnd::PoweredOff,
+                AloneEnd::Stopped => PrimaryEnd::Stopped,
+            },
+            times: role.times().copied(),
+            suspicion,
+            stages: alone.live.stages.into_histograms(),
+        })
+    }
+
+    fn report(self, end: PrimaryEnd, suspicion: Option<Suspicion>) -> PrimaryReport {
+        PrimaryReport {
+            end,
+            times: self.role.times().copied(),
+            suspicion,
+            stages: self.live.stages.into_histograms(),
+        }
+    }
+
+    /// Sends what is committed and takes the acknowledgements.
+    fn serve_channel(
+        &mut self,
+        now: u64,
+        turn: Turn,
+        acked: &mut Sequence,
+    ) -> Result<(), Suspicion> {
+        let Some(channel) = self.channel.as_mut() else {
+            return Ok(());
+        };
+        channel
+            .flush(&self.log, now)
+            .map_err(|error| suspicion_of(&error))?;
+        self.live.note_sent();
+        let answer = channel
+            .poll(&self.log, now)
+            .map_err(|error| suspicion_of(&error))?;
+        if answer.acked != *acked {
+            *acked = answer.acked;
+            self.role.heard(now);
+            self.counters.channel.acked_sequence.set(acked.0);
+        }
+        self.throttle.report(now, answer.lag_ns);
+        self.counters.channel.lag_ns.set(answer.lag_ns);
+        self.counters
+            .channel
+            .replayed_sequence
+            .set(answer.replayed.0);
+        let pause = self.throttle.pause_after(self.live.ran_ns());
+        self.live.hold_back(now, pause);
+        let outstanding = *acked < self.log.last_sequence() || turn == Turn::Full;
+        self.role.acknowledged(now, *acked, outstanding);
+        Ok(())
+    }
+
+    /// What the other threads have for the role.
+    fn listen(&mut self, now: u64) {
+        if let Some(pulse) = &self.pulse {
+            let heard = pulse.heard_at();
+            if heard > self.heard {
+                self.heard = heard;
+                // Another thread's stamp may be a hair ahead of ours.
+                self.role.heard(heard.min(now));
+            }
+            pulse.tell(self.live.gate.released());
+        }
+        if let Some(answer) = self.arbiter.answer() {
+            self.role.arbiter_answered(now, answer);
+        }
+    }
+
+    fn wait(&mut self, now: u64, idle_since: u64, acked: Sequence) {
+        if now < self.idle.spin_until(idle_since) {
+            std::hint::spin_loop();
+            return;
+        }
+        let wake_at = [self.live.wake_at(), self.role.deadline()];
+        let until = wake_at.into_iter().flatten().min().unwrap_or(u64::MAX);
+        let until = until.min(now + self.tick_every);
+        let doorbell = PollFd::from_borrowed_fd(self.control.doorbell().fd(), PollFlags::IN);
+        let port = self.live.world.fd();
+        // On the stack, for the hot path allocates nothing: what is not there is the doorbell again.
+        let mut sources = [doorbell.clone(), doorbell.clone(), doorbell];
+        if let Some(fd) = port.filter(|_| self.role.may_run()) {
+            sources[1] = PollFd::from_borrowed_fd(fd, PollFlags::IN);
+        }
+        if let Some(channel) = self.channel.as_mut() {
+            // To be armed first, then looked at once more: what came in between does not ring.
+            let _ = channel.wait_fd();
+            match channel.poll(&self.log, now) {
+                Ok(answer) if answer.acked == acked => {}
+                // Something is there, or the channel is broken: the loop finds out.
+                _ => return,
+            }
+            sources[2] = PollFd::from_borrowed_fd(channel.wait_fd(), PollFlags::IN);
+        }
+        idle::sleep(&mut sources, until);
+        // After the sleep and before the next look: a ring from here on is seen then, or ends the
+        // next sleep.
+        self.control.doorbell().clear();
+    }
+}
+
+/// What a broken channel says about the backup.
+fn suspicion_of(error: &ChannelError) -> Suspicion {
+    match error {
+        ChannelError::Sealed => Suspicion::Sealed,
+        ChannelError::Ack(_) | ChannelError::Entry(_) | ChannelError::Corrupt(_) => {
+            Suspicion::ProtocolBroken
+        }
+        ChannelError::Closed { .. }
+        | ChannelError::Ring(_)
+        | ChannelError::Uring(_)
+        | ChannelError::Io { .. } => Suspicion::ConnectionLost,
+    }
+}
+
+/// Waits for the backup at `pair.address`, then runs `vm` under its protection, on the calling
+/// thread.
+///
+/// # Errors
+/// The machine or the channel cannot be made, or the machine fails.
+pub fn primary(
+    vm: &VmSpec,
+    pair: &PairSpec,
+    options: RunOptions,
+) -> Result<PrimaryReport, RunError> {
+    let machine = vm.build()?;
+    let (settings, control) = (options.settings.clone(), options.control.clone());
+    let (status, counters) = (
+        Arc::clone(&options.status),
+        Arc::clone(&options.status.counters),
+    );
+    if let pin::Placement::Refused { why, .. } = pin::place(settings.cpu.vcpu_core) {
+        tracing::warn!(%why, "the vCPU thread is not pinned");
+    }
+    status.engine(vm.machine.engine);
+    status.stand(Standing::Waiting);
+    let hello = pair::hello(
+        vm,
+        Role::Primary,
+        Some(pair.generation),
+        settings.channel.ring_bytes,
+    );
+    let mut listener = Listener::bind(&pair.address, pair::HELLO_LIMIT)
+        .map_err(|error| RunError::Channel(Box::new(error)))?;
+    let connection = pair::await_backup(&mut listener, &hello, &control, &counters)?;
+    let Some(connection) = connection else {
+        return Ok(PrimaryReport {
+            end: PrimaryEnd::Stopped,
+            times: None,
+            suspicion: None,
+            stages: StageHistograms::new(),
+        });
+    };
+    let generation = connection.agreed.generation;
+    let door = Door::guard(listener, generation, Arc::clone(&counters))?;
+    let (channel, log) = pair::primary_channel(connection, &settings)?;
+    let pulse = pair::start_pulse(
+        vm,
+        Role::Primary,
+        generation,
+        pair,
+        &settings,
+        Arc::clone(&counters),
+    )?;
+    let arbiter = ArbiterDesk::open(pair.arbiter.clone(), control.doorbell().clone())
+        .map_err(RunError::host("starting the arbiter's thread"))?;
+    let claim = pair::claim(Role::Primary, generation)?;
+    status.pair(generation, settings.channel.transport);
+    status.stand(Standing::Primary);
+    let now = stamp::now();
+    let detector = DetectorSettings::from(&settings.failure);
+    let role = Primary::new(
+        claim,
+        detector,
+        ArbitrationSettings::from(&settings.failure),
+        now,
+    );
+    let protected = Protected {
+        live: Live::new(machine, LiveParts::of(options), now, 0),
+        log,
+        channel: Some(channel),
+        role,
+        heard: now,
+        pulse: Some(pulse),
+        arbiter,
+        idle: Idle::new(settings.cpu.idle_wait, settings.cpu.spin_us),
+        throttle: Throttle::from_settings(&settings.replay),
+        control,
+        counters,
+        status: Arc::clone(&status),
+        tick_every: detector.silence.min(detector.stall) / 4,
+    };
+    let report = protected.run();
+    drop(door);
+    if report
+        .as_ref()
+        .is_ok_and(|report| !matches!(report.end, PrimaryEnd::Halted(_)))
+    {
+        status.stand(Standing::Ended);
+    }
+    report
+}

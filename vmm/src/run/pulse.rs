@@ -1,0 +1,142 @@
+//! Heartbeats both ways, sent and heard by a thread of its own so that neither a busy guest nor a
+//! full log silences this side. Whether the peer is dead is not judged here: the role's detector
+//! does that, from what it reads off [`Pulse`].
+
+use std::io;
+use std::net::UdpSocket;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use lockstep_logchan::entry::Sequence;
+use lockstep_logchan::protocol::heartbeat::{HEARTBEAT_BYTES, HeartbeatMonitor, HeartbeatSchedule};
+use lockstep_logchan::protocol::{Role, VmId};
+use lockstep_perf::counters::Counters;
+use lockstep_perf::stamp;
+use rustix::event::{PollFd, PollFlags};
+
+/// Identity of one pairing, as heartbeats carry it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pairing {
+    pub vm: VmId,
+    pub generation: u64,
+    pub role: Role,
+}
+
+/// What the heartbeat thread and the machine's thread tell each other.
+#[derive(Debug, Default)]
+struct Shared {
+    heard_at: AtomicU64,
+    peer_sequence: AtomicU64,
+    own_sequence: AtomicU64,
+    stop: AtomicBool,
+}
+
+/// The heartbeat thread. Stops when dropped.
+#[derive(Debug)]
+pub(super) struct Pulse {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Pulse {
+    /// Starts to beat to `socket`'s peer, to which it must be connected.
+    pub fn start(
+        socket: UdpSocket,
+        pairing: Pairing,
+        interval: Duration,
+        counters: Arc<Counters>,
+    ) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let shared = Arc::new(Shared::default());
+        shared.heard_at.store(stamp::now(), Ordering::Relaxed);
+        let theirs = Arc::clone(&shared);
+        let thread = thread::Builder::new()
+            .name("heartbeat".into())
+            .spawn(move || beat(&socket, pairing, interval, &theirs, &counters))?;
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+        })
+    }
+
+    /// When the peer was last heard, on [`stamp::now`]'s clock.
+    pub fn heard_at(&self) -> u64 {
+        // Relaxed: a time by itself, pairs with nothing.
+        self.shared.heard_at.load(Ordering::Relaxed)
+    }
+
+    /// The sequence number in the last heartbeat heard.
+    pub fn peer_sequence(&self) -> Sequence {
+        // Relaxed: a hint, pairs with nothing.
+        Sequence(self.shared.peer_sequence.load(Ordering::Relaxed))
+    }
+
+    /// The sequence number that the next heartbeat carries.
+    pub fn tell(&self, sequence: Sequence) {
+        // Relaxed: a hint, pairs with nothing.
+        self.shared
+            .own_sequence
+            .store(sequence.0, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Pulse {
+    fn drop(&mut self) {
+        // Relaxed: the join below orders everything.
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn beat(
+    socket: &UdpSocket,
+    pairing: Pairing,
+    interval: Duration,
+    shared: &Shared,
+    counters: &Counters,
+) {
+    let Pairing {
+        vm,
+        generation,
+        role,
+    } = pairing;
+    let interval_ns = u64::try_from(interval.as_nanos())
+        .unwrap_or(u64::MAX)
+        .max(1_000_000);
+    let mut schedule = HeartbeatSchedule::new(vm, generation, role, interval_ns, stamp::now());
+    let mut monitor = HeartbeatMonitor::new(vm, generation, role.peer(), 0, stamp::now());
+    // One byte more than a heartbeat has, so that a longer datagram is seen as such.
+    let mut datagram = [0; HEARTBEAT_BYTES + 1];
+    // Relaxed: pairs with nothing; the thread that sets it joins this one.
+    while !shared.stop.load(Ordering::Relaxed) {
+        let now = stamp::now();
+        let sequence = Sequence(shared.own_sequence.load(Ordering::Relaxed));
+        if let Some(heartbeat) = schedule.due(now, sequence) {
+            // A peer that is not there (ECONNREFUSED) or a link that is down is the detector's
+            // business: it hears nothing.
+            if socket.send(&heartbeat.encode()).is_ok() {
+                counters.channel.heartbeats_sent.increment();
+            }
+        }
+        // Not the socket's own timeout: that is rounded up to the kernel's ticks.
+        super::idle::sleep(
+            &mut [PollFd::new(socket, PollFlags::IN)],
+            schedule.next_at(),
+        );
+        let Ok(length) = socket.recv(&mut datagram) else {
+            continue;
+        };
+        if let Ok(heartbeat) = monitor.hear(&datagram[..length], stamp::now()) {
+            counters.channel.heartbeats_received.increment();
+            // Relaxed, both: read as hints by `heard_at` and `peer_sequence`.
+            shared.heard_at.store(stamp::now(), Ordering::Relaxed);
+            shared
+                .peer_sequence
+                .store(heartbeat.sequence.0, Ordering::Relaxed);
+        }
+    }
+}

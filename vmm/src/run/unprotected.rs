@@ -1,0 +1,46 @@
+//! A machine without fault tolerance: what protection is measured against.
+
+use lockstep_perf::stages::StageHistograms;
+use lockstep_perf::{pin, stamp};
+
+use super::alone::{Alone, AloneEnd};
+use super::idle::Idle;
+use super::live::{Live, LiveParts};
+use super::status::Standing;
+use super::{RunError, RunOptions, VmSpec};
+use crate::ft::log::{Sequence, Unlogged};
+
+/// How an unprotected run ended.
+#[derive(Debug)]
+pub struct UnprotectedReport {
+    /// Why.
+    pub end: AloneEnd,
+    /// From the guest's kick to the output's release; the stages in between do not exist here.
+    pub stages: StageHistograms,
+}
+
+/// Runs `vm` on the calling thread until it powers off or is stopped.
+///
+/// # Errors
+/// The machine cannot be made, or fails.
+pub fn unprotected(vm: &VmSpec, options: RunOptions) -> Result<UnprotectedReport, RunError> {
+    let machine = vm.build()?;
+    let (cpu, control) = (options.settings.cpu.clone(), options.control.clone());
+    if let pin::Placement::Refused { why, .. } = pin::place(cpu.vcpu_core) {
+        tracing::warn!(%why, "the vCPU thread is not pinned");
+    }
+    options.status.engine(vm.machine.engine);
+    options.status.stand(Standing::Unprotected);
+    let live = Live::new(machine, LiveParts::of(options), stamp::now(), 0);
+    let mut alone = Alone {
+        live,
+        log: Unlogged::after(Sequence::NONE),
+        idle: Idle::new(cpu.idle_wait, cpu.spin_us),
+        control,
+    };
+    let end = alone.run(|_| ())?;
+    Ok(UnprotectedReport {
+        end,
+        stages: alone.live.stages.into_histograms(),
+    })
+}

@@ -1,0 +1,79 @@
+//! The machine's door to the world: its network port and its console.
+
+use std::io::{self, Write};
+use std::os::fd::BorrowedFd;
+
+use crate::ft::vm::{Output, OutputKind};
+use crate::host::port::NetworkPort;
+
+/// Where a live machine's frames come from and its outputs go.
+pub struct World {
+    port: Option<Box<dyn NetworkPort>>,
+    console: Box<dyn Write + Send>,
+    failed: Option<io::Error>,
+}
+
+impl World {
+    /// A machine without a network has no port.
+    #[must_use]
+    pub fn new(port: Option<Box<dyn NetworkPort>>, console: Box<dyn Write + Send>) -> Self {
+        Self {
+            port,
+            console,
+            failed: None,
+        }
+    }
+
+    /// Reads one frame into `buffer`; never waits. A port that fails is remembered and said by
+    /// [`World::check`]: the guest's network is then down, its execution is not.
+    pub(super) fn receive(&mut self, buffer: &mut [u8]) -> Option<usize> {
+        match self.port.as_mut()?.receive_into(buffer) {
+            Ok(length) => length,
+            Err(error) => {
+                self.failed = Some(error);
+                self.port = None;
+                None
+            }
+        }
+    }
+
+    /// Says one output. A network drops what it cannot take, as networks do.
+    pub(super) fn say(&mut self, output: &Output) {
+        match output.kind {
+            OutputKind::Frame => {
+                if let Some(port) = self.port.as_mut()
+                    && let Err(error) = port.send(&output.bytes)
+                {
+                    self.failed = Some(error);
+                }
+            }
+            // A console nobody reads any more must not end the machine.
+            OutputKind::Console => {
+                let _ = self
+                    .console
+                    .write_all(&output.bytes)
+                    .and_then(|()| self.console.flush());
+            }
+            OutputKind::PowerOff => {}
+        }
+    }
+
+    /// Sends a frame that is not the guest's: the announcement of its address at go-live.
+    pub(super) fn announce(&mut self, frame: &[u8]) {
+        if let Some(port) = self.port.as_mut()
+            && let Err(error) = port.send(frame)
+        {
+            self.failed = Some(error);
+        }
+    }
+
+    /// Readable when a frame waits.
+    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.port.as_ref().map(|port| port.fd())
+    }
+
+    /// The failure since the last call, to be logged.
+    pub(super) fn take_failure(&mut self) -> Option<io::Error> {
+        self.failed.take()
+    }
+}

@@ -373,6 +373,38 @@ fn full_memory_refuses_and_loses_nothing_that_was_acknowledged() {
 }
 
 #[test]
+fn memory_of_large_items_serves_small_ones() {
+    let name = "memory_of_large_items_serves_small_ones";
+    let Some(mut tenant) = Tenant::start(
+        name,
+        Config {
+            arena: 100_000,
+            ..Config::default()
+        },
+    ) else {
+        return;
+    };
+    let value = "v".repeat(VALUE_MOST);
+    let set = |key: usize| format!("set {key} 0 0 {VALUE_MOST}\r\n{value}\r\n");
+    let large = (0..)
+        .take_while(|key| tenant.ask(set(*key).as_bytes()).unwrap() == b"STORED\r\n")
+        .count();
+    for key in 0..large {
+        assert_eq!(
+            tenant.ask(format!("delete {key}\r\n").as_bytes()).unwrap(),
+            b"DELETED\r\n"
+        );
+    }
+    let set = |key: usize| format!("set {key} 0 0 1\r\n1\r\n");
+    let small = (0..)
+        .take_while(|key| tenant.ask(set(*key).as_bytes()).unwrap() == b"STORED\r\n")
+        .count();
+    // 64 bytes each, and not a block is left over.
+    assert_eq!(small as u64 * 64, statistic(&mut tenant, "limit_maxbytes"));
+    tenant.finish();
+}
+
+#[test]
 fn memory_of_expired_items_is_used_again() {
     let name = "memory_of_expired_items_is_used_again";
     let Some(mut tenant) = Tenant::start(

@@ -1,0 +1,267 @@
+//! Everything around the replicas: simulated time, the networks, the storage, and who watches.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use lockstep_logchan::protocol::ack::ACK_BYTES;
+use lockstep_logchan::protocol::heartbeat::HEARTBEAT_BYTES;
+use lockstep_vmm::ft::arbiter::{Answer, Claim, OutOfReach, Party};
+
+use crate::oracle::{Broken, Oracle};
+use crate::plan::{MS, Plan, Quality, Side, StorageQuality, US};
+use crate::rng::Rng;
+use crate::violation::Rule;
+use crate::wire::{Request, Response};
+
+/// What a replica finds in its sockets.
+#[derive(Debug, Clone)]
+pub enum Message {
+    /// A packet of log entries.
+    Log(Vec<u8>),
+    /// An acknowledgement.
+    Ack([u8; ACK_BYTES]),
+    /// A heartbeat datagram.
+    Heartbeat([u8; HEARTBEAT_BYTES]),
+    /// The connection was closed by the other end, or by its kernel.
+    Closed,
+    /// A frame for the guest.
+    Frame([u8; 8]),
+    /// The storage answered.
+    Arbiter(Answer),
+}
+
+/// Something that happens at a later time.
+#[derive(Debug)]
+pub enum Happening {
+    /// A message reaches a replica's kernel.
+    Delivery(Side, Message),
+    /// A frame from a client reaches the switch.
+    FromClient(Request),
+    /// A frame from a machine reaches a client.
+    ToClient([u8; 13]),
+    /// The switch learns where the machine's address lives.
+    Announcement(Side),
+    /// A claim reaches the storage.
+    AtStorage(Side, Claim),
+    /// The network between the replicas delivers a close, which is not lost, only held up by a cut.
+    Close(Side),
+}
+
+struct Scheduled {
+    at: u64,
+    order: u64,
+    what: Happening,
+}
+
+impl PartialEq for Scheduled {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.order) == (other.at, other.order)
+    }
+}
+impl Eq for Scheduled {}
+impl PartialOrd for Scheduled {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Scheduled {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.order).cmp(&(other.at, other.order))
+    }
+}
+
+/// The world between the replicas.
+pub struct Env {
+    /// Simulated time, nanoseconds.
+    pub now: u64,
+    /// Chance.
+    pub rng: Rng,
+    /// The watcher.
+    pub oracle: Oracle,
+    /// The first rule that was broken.
+    pub broken: Option<Broken>,
+    /// Nothing gets to this side.
+    pub cut_to: [bool; 2],
+    /// The storage cannot be reached from this side.
+    pub storage_gone: [bool; 2],
+    link: Quality,
+    network: Quality,
+    storage: StorageQuality,
+    flag: Option<Party>,
+    queue: BinaryHeap<Reverse<Scheduled>>,
+    scheduled: u64,
+    trace: bool,
+}
+
+impl Env {
+    /// A world as planned.
+    #[must_use]
+    pub fn new(plan: &Plan, rng: Rng, trace: bool) -> Self {
+        Self {
+            now: 0,
+            rng,
+            oracle: Oracle::default(),
+            broken: None,
+            cut_to: [false; 2],
+            storage_gone: [false; 2],
+            link: plan.link,
+            network: plan.network,
+            storage: plan.storage,
+            flag: None,
+            queue: BinaryHeap::new(),
+            scheduled: 0,
+            trace,
+        }
+    }
+
+    /// Prints a line if somebody wants to follow.
+    pub fn trace(&self, line: impl FnOnce() -> String) {
+        if self.trace {
+            println!("{:>9.1} us  {}", self.now as f64 / 1e3, line());
+        }
+    }
+
+    /// Notes that a rule was broken. The first time counts.
+    pub fn check(&mut self, result: Result<(), Broken>) {
+        if let Err(broken) = result {
+            self.trace(|| format!("BROKEN {:?}: {}", broken.0, broken.1));
+            self.broken.get_or_insert(broken);
+        }
+    }
+
+    /// Something failed that must not fail.
+    pub fn unexpected(&mut self, what: String) {
+        self.check(Err((Rule::Unexpected, what)));
+    }
+
+    /// Networks and storage behave from here on.
+    pub fn calm(&mut self) {
+        self.link = Quality::CALM;
+        self.network = Quality::CALM;
+        self.storage = StorageQuality::CALM;
+        self.cut_to = [false; 2];
+        self.storage_gone = [false; 2];
+    }
+
+    fn schedule(&mut self, at: u64, what: Happening) {
+        self.scheduled += 1;
+        self.queue.push(Reverse(Scheduled { at, order: self.scheduled, what }));
+    }
+
+    /// When the next thing happens.
+    #[must_use]
+    pub fn next_at(&self) -> Option<u64> {
+        self.queue.peek().map(|Reverse(scheduled)| scheduled.at)
+    }
+
+    /// What happens now, if anything.
+    pub fn happening(&mut self) -> Option<Happening> {
+        if self.next_at()? > self.now {
+            return None;
+        }
+        self.queue.pop().map(|Reverse(scheduled)| scheduled.what)
+    }
+
+    /// Delays under which copies of a message arrive; none if it is lost.
+    fn fate(&mut self, quality: Quality) -> [Option<u64>; 2] {
+        let mut copies = [None; 2];
+        if self.rng.chance(quality.drop) {
+            return copies;
+        }
+        let twice = usize::from(self.rng.chance(quality.duplicate));
+        for copy in &mut copies[..=twice] {
+            let late = self.rng.chance(quality.straggle);
+            let straggle = if late { self.rng.below(5 * MS) } else { 0 };
+            *copy = Some(self.rng.between(quality.fastest, quality.slowest) + straggle);
+        }
+        copies
+    }
+
+    /// A replica sends to the other one.
+    pub fn send(&mut self, from: Side, message: Message) {
+        let to = from.other();
+        if let Message::Closed = message {
+            let delay = self.rng.between(self.link.fastest, self.link.slowest);
+            self.schedule(self.now + delay, Happening::Close(to));
+            return;
+        }
+        for delay in self.fate(self.link).into_iter().flatten() {
+            let mut copy = message.clone();
+            if self.rng.chance(self.link.damage) {
+                let bit = self.rng.draw();
+                let bytes: &mut [u8] = match &mut copy {
+                    Message::Log(bytes) => bytes,
+                    Message::Ack(bytes) => bytes,
+                    Message::Heartbeat(bytes) => bytes,
+                    _ => &mut [],
+                };
+                if !bytes.is_empty() {
+                    bytes[(bit >> 3) as usize % bytes.len()] ^= 1 << (bit & 7);
+                }
+            }
+            self.schedule(self.now + delay, Happening::Delivery(to, copy));
+        }
+    }
+
+    /// A close cannot get through yet.
+    pub fn close_later(&mut self, to: Side) {
+        self.schedule(self.now + 500 * US, Happening::Close(to));
+    }
+
+    /// A machine sends a frame to the clients' network.
+    pub fn to_clients(&mut self, frame: &[u8]) {
+        let Ok(frame) = <[u8; 13]>::try_from(frame) else { return };
+        for delay in self.fate(self.network).into_iter().flatten() {
+            self.schedule(self.now + delay, Happening::ToClient(frame));
+        }
+    }
+
+    /// A client sends a request.
+    pub fn to_machine(&mut self, request: Request) {
+        for delay in self.fate(self.network).into_iter().flatten() {
+            self.schedule(self.now + delay, Happening::FromClient(request));
+        }
+    }
+
+    /// A side says that the machine's address lives with it.
+    pub fn announce(&mut self, side: Side) {
+        let delay = self.rng.between(self.network.fastest, self.network.slowest);
+        self.schedule(self.now + delay, Happening::Announcement(side));
+    }
+
+    /// A side puts its claim to the storage.
+    pub fn ask_storage(&mut self, side: Side, claim: Claim) {
+        let delay = self.rng.below(self.storage.slowest);
+        self.schedule(self.now + delay, Happening::AtStorage(side, claim));
+    }
+
+    /// The claim has reached the storage: what the real one does with link(2).
+    pub fn at_storage(&mut self, side: Side, claim: Claim) {
+        let quality = self.storage;
+        let lost = self.storage_gone[side.index()] || self.rng.chance(quality.lose_request);
+        let holder = (!lost).then(|| self.flag.get_or_insert_with(|| claim.party.clone()).clone());
+        self.trace(|| format!("{side:?}'s claim at the storage: {holder:?}"));
+        if self.rng.chance(quality.hang) {
+            return;
+        }
+        let answer = match holder {
+            Some(holder) if !self.rng.chance(quality.lose_answer) => Ok(holder),
+            _ => Err(OutOfReach { reason: "simulated".into() }),
+        };
+        let delay = self.rng.below(quality.slowest);
+        let answer = Happening::Delivery(side, Message::Arbiter(answer));
+        self.schedule(self.now + delay, answer);
+    }
+
+    /// Whose the flag is.
+    #[must_use]
+    pub const fn flag(&self) -> Option<&Party> {
+        self.flag.as_ref()
+    }
+
+    /// A response as a client understands it.
+    #[must_use]
+    pub fn response(frame: &[u8; 13]) -> Option<Response> {
+        Response::decode(frame)
+    }
+}

@@ -1,0 +1,346 @@
+//! Drives the primary's role.
+
+use std::collections::VecDeque;
+
+use lockstep_logchan::entry::{Sequence, whole_entries};
+use lockstep_logchan::protocol::Role;
+use lockstep_logchan::protocol::ack::Ack;
+use lockstep_logchan::protocol::sender::Sender;
+use lockstep_logchan::writer::EntryWriter;
+use lockstep_ringbuf::Consumer;
+use lockstep_vmm::ft::detector::Suspicion;
+use lockstep_vmm::ft::gate::ReleaseLimit;
+use lockstep_vmm::ft::log::Unlogged;
+use lockstep_vmm::ft::primary::{Primary, PrimaryAction, PrimaryState};
+use lockstep_vmm::ft::recorder::Recorder;
+use lockstep_vmm::ft::vm::Vm;
+
+use super::{ARBITRATION, DETECTOR, Pulse, STEP, claim, recorder_settings};
+use crate::env::{Env, Message};
+use crate::guest::Guest;
+use crate::machine::{Machine, Step};
+use crate::plan::{Plan, Side, US};
+use crate::sabotage::Sabotage;
+
+/// Bytes of log in one packet.
+const PACKET: usize = 1400;
+/// What is not acknowledged for this long is sent again.
+const RESEND: u64 = 800 * US;
+
+/// The log's way to the backup.
+enum Channel {
+    Link { sender: Box<Sender>, consumer: Consumer, moved: u64 },
+    Shared,
+}
+
+/// The primary's process.
+pub struct PrimaryHost {
+    /// The role it drives.
+    pub role: Primary,
+    /// The machine.
+    pub machine: Machine,
+    /// What has arrived and was not read.
+    pub inbox: VecDeque<Message>,
+    log: EntryWriter,
+    channel: Channel,
+    alone: Option<Unlogged>,
+    connected: bool,
+    pulse: Pulse,
+    acknowledged: Sequence,
+    waiting_for_room: bool,
+    clock: u64,
+    pace: u64,
+    sabotage: Sabotage,
+}
+
+impl PrimaryHost {
+    /// A primary that writes to `log`; on a link, `consumer` reads it to send it to a backup with a
+    /// ring of `plan.backup_ring` bytes.
+    pub fn new(
+        plan: &Plan,
+        log: EntryWriter,
+        consumer: Option<Consumer>,
+        sabotage: Sabotage,
+    ) -> Self {
+        let clock = plan.clocks[Side::Primary.index()];
+        let vm = Guest::new(plan.guest);
+        let recorder = Recorder::new(recorder_settings(plan), clock, 0, 0);
+        let ring = plan.backup_ring as u64;
+        let channel = match consumer {
+            Some(consumer) => {
+                let sender = Sender::new(Sequence::NONE, 0, ring, DETECTOR.stall);
+                Channel::Link { sender: Box::new(sender), consumer, moved: clock }
+            }
+            None => Channel::Shared,
+        };
+        Self {
+            role: Primary::new(claim(Role::Primary), DETECTOR, ARBITRATION, clock),
+            machine: Machine::new(vm, recorder),
+            inbox: VecDeque::new(),
+            log,
+            channel,
+            alone: None,
+            connected: true,
+            pulse: Pulse::new(Role::Primary, clock),
+            acknowledged: Sequence::NONE,
+            waiting_for_room: false,
+            clock,
+            pace: plan.pace[Side::Primary.index()],
+            sabotage,
+        }
+    }
+
+    /// One step. Returns when, in simulated time, the next one is due.
+    pub fn step(&mut self, env: &mut Env) -> u64 {
+        let now = env.now + self.clock;
+        if let Some(message) = self.inbox.pop_front() {
+            self.receive(message, now, env);
+            self.act(env);
+            return env.now + env.rng.below(STEP);
+        }
+        self.role.tick(now);
+        self.act(env);
+        const DEEDS: u64 = 6;
+        let first = env.rng.below(DEEDS);
+        for deed in 0..DEEDS {
+            let spent = match (first + deed) % DEEDS {
+                0 => self.release(now, env),
+                1 => self.flush(now, env),
+                2 => self.heartbeat(now, env),
+                3 => self.ask_the_ring(now, env),
+                4 => self.events(now, env),
+                _ => self.run(env),
+            };
+            if let Some(spent) = spent {
+                return env.now + spent + env.rng.below(STEP);
+            }
+        }
+        self.wake_at(now, env)
+    }
+
+    fn wake_at(&self, now: u64, env: &Env) -> u64 {
+        let machine = match self.role.may_run() {
+            true if self.waiting_for_room => now + 20 * US,
+            true => self.machine.wake_at().unwrap_or(now + 20 * US),
+            false => u64::MAX,
+        };
+        let beat = if self.connected { self.pulse.schedule.next_at() } else { u64::MAX };
+        let resend = match &self.channel {
+            Channel::Link { sender, moved, .. } if self.connected && !sender.idle() => {
+                moved + RESEND
+            }
+            _ => u64::MAX,
+        };
+        let role = self.role.deadline().unwrap_or(u64::MAX);
+        let next = machine.min(beat).min(resend).min(role);
+        // A deadline that has passed and changed nothing (a timer between two positions) is not
+        // looked at again at once.
+        next.saturating_sub(self.clock).max(env.now + US)
+    }
+
+    fn receive(&mut self, message: Message, now: u64, env: &mut Env) {
+        match message {
+            Message::Ack(bytes) if self.connected => self.receive_ack(&bytes, now, env),
+            Message::Heartbeat(bytes) if self.connected => {
+                if self.pulse.hear(&bytes, now).is_some() {
+                    self.role.heard(now);
+                }
+            }
+            Message::Closed if self.connected => {
+                self.role.suspect(now, Suspicion::ConnectionLost);
+            }
+            Message::Frame(frame) => self.machine.frame(frame),
+            Message::Arbiter(answer) => self.role.arbiter_answered(now, answer),
+            _ => {}
+        }
+    }
+
+    fn receive_ack(&mut self, bytes: &[u8; 48], now: u64, env: &mut Env) {
+        // A damaged acknowledgement is dropped; on this link messages may get lost.
+        let Ok(ack) = Ack::decode(bytes) else { return };
+        let Channel::Link { sender, consumer, moved } = &mut self.channel else { return };
+        let before = sender.acked_cursor();
+        match sender.acknowledge(&ack, consumer.readable(), now) {
+            Ok(progress) => {
+                consumer.release((sender.acked_cursor() - before) as usize);
+                if progress {
+                    *moved = now;
+                }
+                self.acknowledged = sender.acked().acked;
+                self.role.heard(now);
+                self.report(now);
+            }
+            Err(error) => env.unexpected(format!("primary: {error}")),
+        }
+    }
+
+    /// Tells the role how the log stands.
+    fn report(&mut self, now: u64) {
+        let behind = self.log.last_sequence() > self.acknowledged;
+        self.role.acknowledged(now, self.acknowledged, behind || self.waiting_for_room);
+    }
+
+    fn act(&mut self, env: &mut Env) {
+        while let Some(action) = self.role.next_action() {
+            env.trace(|| format!("primary: {action:?}"));
+            match action {
+                PrimaryAction::Disconnect(_) => {
+                    self.connected = false;
+                    env.send(Side::Primary, Message::Closed);
+                }
+                PrimaryAction::TestAndSet(claim) => {
+                    if self.sabotage == Sabotage::PrimaryDoesNotAsk {
+                        self.inbox.push_back(Message::Arbiter(Ok(claim.party)));
+                    } else {
+                        env.ask_storage(Side::Primary, claim);
+                    }
+                }
+                PrimaryAction::GoAlone => {
+                    let result = env.oracle.went_live(Side::Primary);
+                    env.check(result);
+                    self.alone = Some(Unlogged::after(self.log.last_sequence()));
+                    self.waiting_for_room = false;
+                }
+                PrimaryAction::Halt(_) => self.connected = false,
+            }
+        }
+    }
+
+    fn limit(&self) -> ReleaseLimit {
+        match (self.sabotage, self.role.state()) {
+            (Sabotage::ReleaseEarly, PrimaryState::Protected)
+            | (Sabotage::ReleaseWhileArbitrating, PrimaryState::Arbitrating(_)) => {
+                ReleaseLimit::Everything
+            }
+            _ => self.role.release_limit(),
+        }
+    }
+
+    fn release(&mut self, now: u64, env: &mut Env) -> Option<u64> {
+        let limit = self.limit();
+        if !self.machine.releasable(limit) {
+            return None;
+        }
+        if let Some((entry, bytes)) = self.machine.release(limit, env) {
+            let alone = self.alone.is_some();
+            env.trace(|| format!("primary: output of {entry} leaves: {bytes:x?}"));
+            let result = env.oracle.primary_sent(entry, alone, &bytes);
+            env.check(result);
+            self.role.output_left(now);
+        }
+        Some(0)
+    }
+
+    fn flush(&mut self, now: u64, env: &mut Env) -> Option<u64> {
+        let Channel::Link { sender, consumer, moved } = &mut self.channel else { return None };
+        if !self.connected {
+            return None;
+        }
+        if !sender.idle() && now.saturating_sub(*moved) >= RESEND {
+            env.trace(|| format!("primary: nothing acknowledged behind {}", sender.acked().acked));
+            sender.rewind(now);
+            *moved = now;
+        }
+        let sendable = sender.sendable(consumer.committed()) as usize;
+        let unsent = &consumer.readable_from(sender.sent_cursor())[..sendable];
+        let length = whole_entries(unsent, PACKET);
+        if length == 0 {
+            return None;
+        }
+        if sender.idle() {
+            *moved = now;
+        }
+        env.send(Side::Primary, Message::Log(unsent[..length].to_vec()));
+        sender.sent(length as u64, now);
+        Some(0)
+    }
+
+    fn heartbeat(&mut self, now: u64, env: &mut Env) -> Option<u64> {
+        if !self.connected {
+            return None;
+        }
+        let beat = self.pulse.schedule.due(now, self.machine.released())?;
+        env.send(Side::Primary, Message::Heartbeat(beat.encode()));
+        Some(0)
+    }
+
+    /// On shared memory a commit is the acknowledgement, unless the ring was sealed before it.
+    fn ask_the_ring(&mut self, now: u64, env: &mut Env) -> Option<u64> {
+        if !matches!(self.channel, Channel::Shared) || *self.role.state() != PrimaryState::Protected {
+            return None;
+        }
+        let committed = self.log.last_sequence();
+        let sealed = self.sabotage != Sabotage::SealNotAsked && self.log.producer().sealed();
+        if sealed {
+            self.role.suspect(now, Suspicion::Sealed);
+            self.act(env);
+            return Some(0);
+        }
+        if committed == self.acknowledged {
+            return None;
+        }
+        self.acknowledged = committed;
+        self.report(now);
+        Some(0)
+    }
+
+    fn events(&mut self, now: u64, env: &mut Env) -> Option<u64> {
+        if !self.role.may_run() {
+            return None;
+        }
+        let take = env.rng.chance(700);
+        let step = match (&mut self.alone, take) {
+            (Some(log), true) => self.machine.take_frame(log, now),
+            (Some(log), false) => self.machine.tick(log, now),
+            (None, true) => self.machine.take_frame(&mut self.log, now),
+            (None, false) => self.machine.tick(&mut self.log, now),
+        };
+        self.recorded(step, now, env)
+    }
+
+    fn run(&mut self, env: &mut Env) -> Option<u64> {
+        if !self.role.may_run() {
+            return None;
+        }
+        let now = env.now + self.clock;
+        let unrecorded = match &mut self.alone {
+            Some(log) => self.machine.record_outputs(log),
+            None => self.machine.record_outputs(&mut self.log),
+        };
+        if unrecorded != Step::Idle {
+            return self.recorded(unrecorded, now, env);
+        }
+        if env.rng.chance(50) {
+            self.machine.vm.kick_after = Some(env.rng.below(20));
+        }
+        let positions = env.rng.between(1, 40);
+        let step = match &mut self.alone {
+            Some(log) => self.machine.run(log, positions),
+            None => self.machine.run(&mut self.log, positions),
+        };
+        self.recorded(step, now, env)
+    }
+
+    /// Tells the watcher what is in the log now; returns the time that the step took.
+    fn recorded(&mut self, step: Step, now: u64, env: &mut Env) -> Option<u64> {
+        if self.alone.is_none() {
+            let last = self.log.last_sequence();
+            if last > env.oracle.last_recorded() {
+                env.trace(|| format!("primary: recorded up to {last}, position {}", self.machine.vm.position()));
+                env.oracle.recorded(last, self.machine.vm.whole());
+                if matches!(self.channel, Channel::Shared) && !self.log.producer().sealed() {
+                    env.oracle.held(last);
+                }
+            }
+            let full = step == Step::Full;
+            if full != self.waiting_for_room {
+                self.waiting_for_room = full;
+                self.report(now);
+            }
+        }
+        match step {
+            Step::Ran(positions) => Some(positions * self.pace),
+            Step::Full | Step::Idle => None,
+        }
+    }
+}

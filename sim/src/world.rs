@@ -1,0 +1,345 @@
+//! One run: the replicas, what is around them, and the faults of the plan.
+
+use lockstep_logchan::entry::Sequence;
+use lockstep_logchan::protocol::Role;
+use lockstep_logchan::reader::{Checked, EntryReader};
+use lockstep_logchan::writer::EntryWriter;
+use lockstep_ringbuf::{Ring, RingError, RingOptions};
+use lockstep_vmm::ft::arbiter::Party;
+use lockstep_vmm::ft::backup::BackupState;
+use lockstep_vmm::ft::primary::PrimaryState;
+
+use crate::clients::Clients;
+use crate::env::{Env, Happening, Message};
+use crate::oracle::Broken;
+use crate::plan::{Fault, MS, Plan, Side, Transport, US};
+use crate::replica::{BackupHost, PrimaryHost};
+use crate::rng::Rng;
+use crate::sabotage::Sabotage;
+use crate::violation::Rule;
+use crate::wire::{CLIENTS, KEYS};
+
+/// After the last fault clients must be done within this time. The slowest way there: silence, the
+/// arbiter asked again, and every request repeated once.
+const PATIENCE: u64 = 400 * MS;
+/// After the last fault the run goes on for at least this long, so that a side that lost and was
+/// stopped finds out.
+const AFTERMATH: u64 = 25 * MS;
+/// More steps than this are a driver that never sleeps.
+const STEPS: u64 = 2_000_000;
+
+/// What a run came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outcome {
+    /// Who went on without the other, if that happened.
+    pub live: Option<Side>,
+    /// Whether clients were served to the end; if not, both sides were lost.
+    pub served: bool,
+    /// Requests answered.
+    pub answered: usize,
+    /// Entries recorded by the primary.
+    pub entries: u64,
+    /// Simulated time, nanoseconds.
+    pub time: u64,
+    /// Steps taken.
+    pub steps: u64,
+}
+
+/// A process, as its host sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Process {
+    Runs,
+    Stopped,
+    Dead,
+}
+
+/// The world of one seed.
+pub struct World {
+    env: Env,
+    plan: Plan,
+    primary: PrimaryHost,
+    backup: BackupHost,
+    process: [Process; 2],
+    wake: [u64; 2],
+    clients: Clients,
+    /// Where the switch sends frames for the machine.
+    port: Side,
+    calm_at: u64,
+    next_fault: usize,
+    steps: u64,
+}
+
+impl World {
+    /// The world that `seed` names.
+    ///
+    /// # Errors
+    /// The host has no memory for the rings.
+    pub fn new(seed: u64, sabotage: Sabotage, trace: bool) -> Result<Self, RingError> {
+        let mut rng = Rng::new(seed);
+        let plan = Plan::draw(&mut rng);
+        let env = Env::new(&plan, rng, trace);
+        env.trace(|| format!("{plan:#?}"));
+        let none = Sequence::NONE;
+        let near = Ring::create(plan.primary_ring, RingOptions::default())?;
+        let writer = EntryWriter::new(near.producer()?, none);
+        let (primary, backup) = match plan.transport {
+            Transport::Link => {
+                let far = Ring::create(plan.backup_ring, RingOptions::default())?;
+                let reader = EntryReader::new(far.consumer()?, none, Checked::ByReceiver);
+                (
+                    PrimaryHost::new(&plan, writer, Some(near.consumer()?), sabotage),
+                    BackupHost::new(&plan, reader, Some(far.producer()?), sabotage),
+                )
+            }
+            Transport::Shared => {
+                let reader = EntryReader::new(near.consumer()?, none, Checked::ByReader);
+                (
+                    PrimaryHost::new(&plan, writer, None, sabotage),
+                    BackupHost::new(&plan, reader, None, sabotage),
+                )
+            }
+        };
+        Ok(Self {
+            env,
+            primary,
+            backup,
+            process: [Process::Runs; 2],
+            wake: [0; 2],
+            clients: Clients::new(plan.requests),
+            port: Side::Primary,
+            calm_at: plan.faults.last().map_or(0, |(at, _)| *at),
+            next_fault: 0,
+            steps: 0,
+            plan,
+        })
+    }
+
+    /// Runs to the end.
+    ///
+    /// # Errors
+    /// A rule was broken, at the returned time.
+    pub fn run(mut self) -> Result<Outcome, (u64, Broken)> {
+        loop {
+            self.env.now = self.next_moment();
+            if self.finished() {
+                break;
+            }
+            self.faults();
+            while let Some(happening) = self.env.happening() {
+                self.happens(happening);
+            }
+            self.ask();
+            for side in [Side::Primary, Side::Backup] {
+                self.step(side);
+            }
+            if let Some(broken) = self.env.broken.take() {
+                return Err((self.env.now, broken));
+            }
+            if self.steps > STEPS {
+                let why = format!("{STEPS} steps and no end");
+                return Err((self.env.now, (Rule::Unexpected, why)));
+            }
+        }
+        self.judge().map_err(|broken| (self.env.now, broken))
+    }
+
+    fn next_moment(&self) -> u64 {
+        let fault = self.plan.faults.get(self.next_fault).map_or(u64::MAX, |(at, _)| *at);
+        let mut next = fault.min(self.clients.wake_at());
+        next = next.min(self.env.next_at().unwrap_or(u64::MAX));
+        for side in [Side::Primary, Side::Backup] {
+            if self.process[side.index()] == Process::Runs {
+                next = next.min(self.wake[side.index()]);
+            }
+        }
+        // Nothing left to happen: the end.
+        next.max(self.env.now).min(self.calm_at + PATIENCE)
+    }
+
+    fn finished(&self) -> bool {
+        let over = self.env.now >= self.calm_at + AFTERMATH;
+        over && (self.clients.done() || self.lost() || self.env.now >= self.calm_at + PATIENCE)
+    }
+
+    /// Whether both sides are lost: no machine can go on.
+    fn lost(&self) -> bool {
+        let dead = |side: Side| self.process[side.index()] == Process::Dead;
+        let holder = |side: Side| {
+            let role = match side {
+                Side::Primary => Role::Primary,
+                Side::Backup => Role::Backup,
+            };
+            self.env.flag() == Some(&Party::new(role, 1))
+        };
+        (dead(Side::Primary) && dead(Side::Backup))
+            || [Side::Primary, Side::Backup].into_iter().any(|side| dead(side) && holder(side))
+    }
+
+    fn judge(&self) -> Result<Outcome, Broken> {
+        let live = self.env.oracle.live();
+        let outcome = Outcome {
+            live,
+            served: self.clients.done(),
+            answered: self.clients.progress().0,
+            entries: self.env.oracle.last_recorded().0,
+            time: self.env.now,
+            steps: self.steps,
+        };
+        if self.lost() {
+            return Ok(outcome);
+        }
+        let (primary, backup) = (self.primary.role.state(), self.backup.role.state());
+        if !self.clients.done() {
+            let (answered, of) = self.clients.progress();
+            let why = format!(
+                "{answered} of {of} requests answered; primary {:?} {primary:?}, backup {:?} {backup:?}",
+                self.process[0], self.process[1]
+            );
+            return Err((Rule::Progress, why));
+        }
+        let halted = [
+            matches!(primary, PrimaryState::Halted(_)),
+            matches!(backup, BackupState::Halted(_)),
+        ];
+        if let Some(live) = live {
+            let other = live.other().index();
+            if self.process[other] == Process::Runs && !halted[other] {
+                let why = format!("{live:?} went live; the other does not know: {primary:?} {backup:?}");
+                return Err((Rule::OneLive, why));
+            }
+        }
+        let vm = match live {
+            Some(Side::Backup) => &self.backup.machine.vm,
+            _ => &self.primary.machine.vm,
+        };
+        for key in 0..KEYS {
+            let (found, expected) = (vm.value(key), self.clients.total(key));
+            if found != expected {
+                let why = format!("counter {key} holds {found}, {expected} additions were answered");
+                return Err((Rule::Durability, why));
+            }
+        }
+        Ok(outcome)
+    }
+
+    fn faults(&mut self) {
+        while let Some((_, fault)) =
+            self.plan.faults.get(self.next_fault).filter(|(at, _)| *at <= self.env.now)
+        {
+            let fault = *fault;
+            self.next_fault += 1;
+            self.env.trace(|| format!("fault: {fault:?}"));
+            match fault {
+                Fault::Kill(side) => {
+                    if self.kill(side) {
+                        self.env.send(side, Message::Closed);
+                    }
+                }
+                Fault::PowerLoss(side) => {
+                    self.kill(side);
+                }
+                Fault::Stop(side) => {
+                    if self.process[side.index()] == Process::Runs {
+                        self.process[side.index()] = Process::Stopped;
+                    }
+                }
+                Fault::Continue(side) => self.resume(side),
+                Fault::CutTo(side) => self.env.cut_to[side.index()] = true,
+                Fault::HealTo(side) => self.env.cut_to[side.index()] = false,
+                Fault::StorageGone(side) => self.env.storage_gone[side.index()] = true,
+                Fault::StorageBack(side) => self.env.storage_gone[side.index()] = false,
+                Fault::Calm => self.env.calm(),
+            }
+        }
+    }
+
+    fn kill(&mut self, side: Side) -> bool {
+        std::mem::replace(&mut self.process[side.index()], Process::Dead) != Process::Dead
+    }
+
+    fn resume(&mut self, side: Side) {
+        if self.process[side.index()] == Process::Stopped {
+            self.process[side.index()] = Process::Runs;
+            self.wake[side.index()] = self.env.now;
+        }
+    }
+
+    fn happens(&mut self, happening: Happening) {
+        match happening {
+            Happening::Delivery(to, message) => {
+                if matches!(message, Message::Arbiter(_)) || !self.env.cut_to[to.index()] {
+                    self.deliver(to, message);
+                }
+            }
+            Happening::Close(to) => {
+                if self.env.cut_to[to.index()] {
+                    self.env.close_later(to);
+                } else {
+                    self.deliver(to, Message::Closed);
+                }
+            }
+            Happening::FromClient(request) => {
+                let frame = request.encode();
+                self.deliver(self.port, Message::Frame(frame));
+            }
+            Happening::ToClient(frame) => {
+                if let Some(response) = Env::response(&frame) {
+                    self.env.trace(|| format!("client {}: {response:?}", response.client));
+                    let now = self.env.now;
+                    let result = self.clients.answered(response, now, &mut self.env.rng);
+                    self.env.check(result);
+                }
+            }
+            Happening::Announcement(side) => self.port = side,
+            Happening::AtStorage(side, claim) => self.env.at_storage(side, claim),
+        }
+    }
+
+    fn deliver(&mut self, to: Side, message: Message) {
+        if self.process[to.index()] == Process::Dead {
+            return;
+        }
+        match to {
+            Side::Primary => self.primary.inbox.push_back(message),
+            Side::Backup => self.backup.inbox.push_back(message),
+        }
+        let soon = self.env.now + self.env.rng.below(5 * US);
+        self.wake[to.index()] = self.wake[to.index()].min(soon);
+    }
+
+    fn ask(&mut self) {
+        if self.clients.wake_at() > self.env.now {
+            return;
+        }
+        for client in 0..CLIENTS {
+            let now = self.env.now;
+            if let Some(request) = self.clients.ask(client, now, &mut self.env.rng) {
+                self.env.trace(|| format!("client {client} asks: {request:?}"));
+                self.env.to_machine(request);
+            }
+        }
+    }
+
+    fn step(&mut self, side: Side) {
+        let index = side.index();
+        if self.process[index] != Process::Runs || self.wake[index] > self.env.now {
+            return;
+        }
+        self.steps += 1;
+        self.wake[index] = match side {
+            Side::Primary => {
+                let before = self.env.oracle.last_recorded();
+                let next = self.primary.step(&mut self.env);
+                if self.plan.transport == Transport::Shared
+                    && self.env.oracle.last_recorded() > before
+                {
+                    self.backup.ring_changed();
+                    let soon = self.env.now + self.env.rng.below(5 * US);
+                    self.wake[Side::Backup.index()] = self.wake[Side::Backup.index()].min(soon);
+                }
+                next
+            }
+            Side::Backup => self.backup.step(&mut self.env),
+        };
+    }
+}

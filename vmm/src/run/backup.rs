@@ -24,6 +24,7 @@ use super::control::Control;
 use super::idle::{self, Idle};
 use super::live::{Live, LiveParts};
 use super::log_source::LogSource;
+use super::metronome::Metronome;
 use super::pair::{self, PairSpec};
 use super::pulse::Pulse;
 use super::receiver::Receiver;
@@ -346,6 +347,8 @@ fn suspicion_of(error: &ChannelError) -> Suspicion {
 /// The machine or the channel cannot be made, the primary refuses, or the machine fails once live.
 pub fn backup(vm: &VmSpec, pair: &PairSpec, options: RunOptions) -> Result<BackupReport, RunError> {
     let machine = vm.build()?;
+    let _metronome = Metronome::start(machine.kicker())
+        .map_err(RunError::host("starting the thread that kicks the vCPU"))?;
     let (settings, control) = (options.settings.clone(), options.control.clone());
     let (status, counters) = (
         Arc::clone(&options.status),

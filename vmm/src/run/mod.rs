@@ -16,6 +16,7 @@ mod doorbell;
 mod idle;
 mod live;
 mod log_source;
+mod metronome;
 mod pair;
 mod primary;
 mod pulse;

@@ -23,6 +23,7 @@ use super::control::Control;
 use super::door::Door;
 use super::idle::{self, Idle};
 use super::live::{Live, LiveParts, Turn};
+use super::metronome::Metronome;
 use super::pair::{self, PairSpec};
 use super::pulse::Pulse;
 use super::status::{Standing, Status};
@@ -38,6 +39,9 @@ use crate::ft::vm::Vm;
 
 /// The log's end is given this long to be acknowledged, nanoseconds.
 const FAREWELL_NS: u64 = 1_000_000_000;
+
+/// While the guest executes without a pause, a sleeping backup is woken this often, nanoseconds.
+const WAKE_EVERY_NS: u64 = 200_000;
 
 /// How a primary's run ended.
 #[derive(Debug)]
@@ -71,6 +75,11 @@ pub(super) struct Protected<V: Vm> {
     pub role: Primary,
     /// When the last heartbeat that the role knows of was heard.
     pub heard: u64,
+    /// When the last acknowledgement was seen.
+    pub acked_at: u64,
+    /// The last entry for which the backup was woken, and when.
+    pub woken: Sequence,
+    pub woken_at: u64,
     pub pulse: Option<Pulse>,
     pub arbiter: ArbiterDesk,
     pub idle: Idle,
@@ -100,7 +109,8 @@ impl<V: Vm> Protected<V> {
             if let Err(why) = self.serve_channel(now, turn, &mut acked) {
                 self.role.suspect(now, why);
             }
-            let released = self.live.release(self.role.release_limit(), now);
+            let released = self.live.release(self.role.release_limit(), self.acked_at);
+            self.wake_backup(now, turn);
             self.listen(now);
             self.role.tick(now);
             while let Some(action) = self.role.next_action() {
@@ -225,6 +235,7 @@ impl<V: Vm> Protected<V> {
             .map_err(|error| suspicion_of(&error))?;
         if answer.acked != *acked {
             *acked = answer.acked;
+            self.acked_at = stamp::now();
             self.role.heard(now);
             self.counters.channel.acked_sequence.set(acked.0);
         }
@@ -236,9 +247,30 @@ impl<V: Vm> Protected<V> {
             .set(answer.replayed.0);
         let pause = self.throttle.pause_after(self.live.ran_ns());
         self.live.hold_back(now, pause);
+        let producer = self.log.producer();
+        let fill = producer.capacity() - producer.free();
+        self.counters.vcpu.ring_fill_bytes.set(fill as u64);
+        self.counters
+            .vcpu
+            .committed_sequence
+            .set(self.log.last_sequence().0);
         let outstanding = *acked < self.log.last_sequence() || turn == Turn::Full;
         self.role.acknowledged(now, *acked, outstanding);
         Ok(())
+    }
+
+    /// The backup's threads may sleep, and waking them costs a system call. Nothing waits for what
+    /// they do then: everything that could be released was.
+    fn wake_backup(&mut self, now: u64, turn: Turn) {
+        let last = self.log.last_sequence();
+        let due = turn != Turn::Progress || now.saturating_sub(self.woken_at) > WAKE_EVERY_NS;
+        if last > self.woken && due {
+            if let Some(channel) = self.channel.as_mut() {
+                channel.wake_backup(&self.log);
+            }
+            self.woken = last;
+            self.woken_at = now;
+        }
     }
 
     /// What the other threads have for the role.
@@ -314,6 +346,8 @@ pub fn primary(
     options: RunOptions,
 ) -> Result<PrimaryReport, RunError> {
     let machine = vm.build()?;
+    let _metronome = Metronome::start(machine.kicker())
+        .map_err(RunError::host("starting the thread that kicks the vCPU"))?;
     let (settings, control) = (options.settings.clone(), options.control.clone());
     let (status, counters) = (
         Arc::clone(&options.status),
@@ -371,6 +405,9 @@ pub fn primary(
         channel: Some(channel),
         role,
         heard: now,
+        acked_at: 0,
+        woken: Sequence::NONE,
+        woken_at: 0,
         pulse: Some(pulse),
         arbiter,
         idle: Idle::new(settings.cpu.idle_wait, settings.cpu.spin_us),

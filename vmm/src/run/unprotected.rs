@@ -6,6 +6,7 @@ use lockstep_perf::{pin, stamp};
 use super::alone::{Alone, AloneEnd};
 use super::idle::Idle;
 use super::live::{Live, LiveParts};
+use super::metronome::Metronome;
 use super::status::Standing;
 use super::{RunError, RunOptions, VmSpec};
 use crate::ft::log::{Sequence, Unlogged};
@@ -25,6 +26,8 @@ pub struct UnprotectedReport {
 /// The machine cannot be made, or fails.
 pub fn unprotected(vm: &VmSpec, options: RunOptions) -> Result<UnprotectedReport, RunError> {
     let machine = vm.build()?;
+    let _metronome = Metronome::start(machine.kicker())
+        .map_err(RunError::host("starting the thread that kicks the vCPU"))?;
     let (cpu, control) = (options.settings.cpu.clone(), options.control.clone());
     if let pin::Placement::Refused { why, .. } = pin::place(cpu.vcpu_core) {
         tracing::warn!(%why, "the vCPU thread is not pinned");

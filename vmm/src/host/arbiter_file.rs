@@ -368,7 +368,12 @@ mod tests {
         arbiter.test_and_set(3, "b");
         let other = ArbiterFile::new(directory.path(), "web").expect("legal");
         other.test_and_set(70, "a");
-        for name in ["web.1.x.winner", "web.1..winner", "web.1.12.loser", "web.1.-5.winner"] {
+        for name in [
+            "web.1.x.winner",
+            "web.1..winner",
+            "web.1.12.loser",
+            "web.1.-5.winner",
+        ] {
             std::fs::write(directory.path().join(name), "").expect("write");
         }
         assert_eq!(next(), 10);

@@ -7,9 +7,7 @@ mod privilege;
 mod topology;
 
 pub use netlink::{Mac, Netlink, NetlinkError, VethEnd};
-pub use privilege::{
-    NoPrivilege, Privilege, enter_user_namespace, in_user_namespace, probe as probe_privilege,
-};
+pub use privilege::{NoPrivilege, Privilege, gain, in_user_namespace, probe as probe_privilege};
 pub use topology::{
     CLIENT_ADDRESS, CLIENT_PORTS, GUEST_ADDRESS, GUEST_MAC, LOG_ADDRESS_A, LOG_ADDRESS_B,
     NETWORK_PREFIX, TAP_NAME, Topology,
@@ -30,10 +28,20 @@ pub enum NamespaceError {
     NoPrivilege(#[from] NoPrivilege),
     /// The process could make them after entering a user namespace, and has not.
     #[error(
-        "this process must enter a user namespace first (`enter_user_namespace`, before it has \
-         threads), or be run as root"
+        "this process must enter a user namespace first (`gain`, before it has threads), or be run \
+         as root"
     )]
     NotYetPrivileged,
+    /// The user namespace of its own that it needs for that.
+    #[error(
+        "entering a user namespace: {step}: {source} (EINVAL: the process has threads already)"
+    )]
+    UserNamespace {
+        /// The step that failed.
+        step: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The namespace itself.
     #[error("network namespace `{label}`: {step}: {source}")]
     Namespace {

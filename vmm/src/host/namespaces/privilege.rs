@@ -1,17 +1,19 @@
 //! The right to make network namespaces: held already, or got from a user namespace of our own, in
 //! which an unprivileged process has all capabilities (user_namespaces(7)).
 
+use super::NamespaceError;
 use std::ffi::CStr;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// How this process can make network namespaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Privilege {
     /// It may as it is.
     Held,
-    /// After [`enter_user_namespace`], or in a child prepared by [`in_user_namespace`].
+    /// After [`gain`], or in a child prepared by [`in_user_namespace`].
     UserNamespace,
 }
 
@@ -70,26 +72,40 @@ pub fn probe() -> Result<Privilege, NoPrivilege> {
     }
 }
 
-/// Moves this process into a user namespace of its own, in which it is root over nothing but what it
-/// makes. Files that it writes still belong to the user who started it.
+/// Sees to it that this process may make network namespaces: it may already, or it moves into a user
+/// namespace of its own, in which it is root over nothing but what it makes. Files that it writes
+/// still belong to the user who started it.
 ///
 /// Call it first thing in `main`: the kernel refuses a process that has threads.
 ///
 /// # Errors
-/// The process has threads, or the host forbids user namespaces.
-pub fn enter_user_namespace() -> io::Result<()> {
-    let maps = IdentityMaps::of_this_process();
-    maps.enter().map_err(|(step, source)| {
-        let hint = if source.raw_os_error() == Some(libc::EINVAL) {
-            "; it must be done before the process has threads"
-        } else {
-            ""
-        };
-        io::Error::new(source.kind(), format!("{}: {source}{hint}", STEPS[step]))
-    })
+/// Neither way is open, or the process has threads.
+pub fn gain() -> Result<(), NamespaceError> {
+    match probe()? {
+        Privilege::Held => Ok(()),
+        Privilege::UserNamespace => enter_user_namespace(),
+    }
 }
 
-/// Lets `command` start in a user namespace of its own, as by [`enter_user_namespace`].
+/// The second half of [`gain`].
+fn enter_user_namespace() -> Result<(), NamespaceError> {
+    let maps = IdentityMaps::of_this_process();
+    // A thread that was joined (the one that probed) is part of the process for a moment more.
+    let deadline = Instant::now() + Duration::from_millis(200);
+    loop {
+        let Err((step, source)) = maps.enter() else {
+            return Ok(());
+        };
+        let has_threads = source.raw_os_error() == Some(libc::EINVAL);
+        if !has_threads || Instant::now() >= deadline {
+            let step = STEPS[step];
+            return Err(NamespaceError::UserNamespace { step, source });
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Lets `command` start in a user namespace of its own, as by [`gain`].
 pub fn in_user_namespace(command: &mut Command) {
     let maps = IdentityMaps::of_this_process();
     // SAFETY: the closure runs in the child between fork and exec, where only async-signal-safe

@@ -22,6 +22,8 @@
 
 pub mod channel;
 pub mod load;
+pub mod output_latency;
+pub mod pingpong;
 pub mod report;
 pub mod ring;
 pub mod rounds;

@@ -103,6 +103,7 @@ impl Load {
         let mut example = String::new();
         let bytes = self.config.value_bytes;
         self.for_each_key(
+            0,
             |ledger, key| {
                 if ledger.is_counter(key) {
                     Command::SetZero
@@ -273,14 +274,17 @@ impl Load {
         })
     }
 
-    /// Reads every key again, and counts the acknowledged writes that are gone.
+    /// Reads every key again, and counts the acknowledged writes that are gone. Asks no faster than
+    /// the load does: a server that is being measured sees nothing unusual.
     ///
     /// # Errors
     /// The sockets cannot be waited for. Keys that the server does not answer for are in the verdict.
     pub fn verify(&mut self) -> Result<Verification, LoadError> {
         let mut verdict = self.ledger.verification();
         let mut scratch = Vec::with_capacity(protocol::DATAGRAM_MAX);
+        let gap_ns = (1e9 / self.config.rate) as u64;
         self.for_each_key(
+            gap_ns,
             |_, _| Command::Get,
             |ledger, request, outcome| {
                 let key = request.key;
@@ -318,24 +322,32 @@ impl Load {
         Ok(verdict)
     }
 
-    /// Sends one request for each key, a window of them at a time.
+    /// Sends one request for each key, a window of them at a time and one every `gap_ns` at most.
     fn for_each_key(
         &mut self,
+        gap_ns: u64,
         mut command: impl FnMut(&mut Ledger, Key) -> Command,
         mut ended: impl FnMut(&mut Ledger, &Request, Outcome<'_>),
     ) -> Result<(), LoadError> {
         let keys = self.config.data_keys + self.config.counter_keys;
+        let start = stamp::now();
         let mut next = 0;
         while next < keys || self.exchange.outstanding() > 0 {
+            let mut until_ns = u64::MAX;
             while next < keys && self.exchange.outstanding() < WINDOW {
+                let due = start + u64::from(next) * gap_ns;
+                if due > stamp::now() {
+                    until_ns = due;
+                    break;
+                }
                 let command = command(&mut self.ledger, next);
-                self.exchange.send(next, command, stamp::now());
+                self.exchange.send(next, command, due);
                 next += 1;
             }
             let ledger = &mut self.ledger;
             self.exchange
-                .exchange(u64::MAX, |request, outcome, _| {
-                    ended(ledger, request, outcome)
+                .exchange(until_ns, |request, outcome, _| {
+                    ended(ledger, request, outcome);
                 })
                 .map_err(|source| LoadError::Io {
                     target: self.config.target,

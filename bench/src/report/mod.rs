@@ -36,7 +36,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use lockstep_perf::hgrm;
 use lockstep_perf::histogram::{LatencyHistogram, Percentiles};
 use lockstep_perf::interval::Series;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 pub use host::HostFacts;
 
@@ -87,7 +87,7 @@ impl ReportError {
 }
 
 /// A number that is no latency.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Figure {
     /// What it is.
     pub name: String,
@@ -98,7 +98,7 @@ pub struct Figure {
 }
 
 /// A number that was promised to stay within a limit.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Promise {
     /// What was promised.
     pub name: String,
@@ -115,7 +115,7 @@ pub struct Promise {
 }
 
 /// Which side of its limit a promised number stays on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Bound {
     /// Not above.
@@ -125,7 +125,7 @@ pub enum Bound {
 }
 
 /// What `summary.json` holds.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Summary {
     /// The suite.
     pub suite: String,
@@ -198,6 +198,12 @@ impl Report {
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Whether a series of that name was reported.
+    #[must_use]
+    pub fn has(&self, series: &str) -> bool {
+        self.totals.contains_key(series)
     }
 
     /// Notes something about the run that is no measurement.

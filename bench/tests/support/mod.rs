@@ -7,7 +7,10 @@ use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use lockstep_perf::stages::{OutputStamps, StageHistograms};
+use lockstep_perf::stamp;
 
 /// What goes wrong between client and server, in parts of a thousand.
 #[derive(Debug, Clone, Copy, Default)]
@@ -32,17 +35,30 @@ enum Control {
 pub struct KvServer {
     pub address: SocketAddr,
     control: Sender<Control>,
-    thread: Option<JoinHandle<io::Result<()>>>,
+    thread: Option<JoinHandle<io::Result<StageHistograms>>>,
+}
+
+/// What a server does with a reply before it lets it go, as an output gate does.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Gate {
+    /// Holds every reply for this long.
+    pub hold: Option<Duration>,
+    /// Leaves what came in the first while out of the stage histograms.
+    pub warm_up: Duration,
 }
 
 impl KvServer {
     pub fn start(faults: Faults) -> Self {
+        Self::start_gated(faults, Gate::default())
+    }
+
+    pub fn start_gated(faults: Faults, gate: Gate) -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket on loopback");
         let address = socket.local_addr().expect("bound");
         let timeout = Some(Duration::from_millis(5));
         socket.set_read_timeout(timeout).expect("a timeout");
         let (control, commands) = channel();
-        let thread = std::thread::spawn(move || Store::new(faults).serve(&socket, &commands));
+        let thread = std::thread::spawn(move || Store::new(faults, gate).serve(&socket, &commands));
         Self {
             address,
             control,
@@ -65,20 +81,20 @@ impl KvServer {
         undone.recv().expect("running")
     }
 
-    pub fn stop(mut self) {
-        self.join();
+    /// Ends it; returns where its replies spent their time.
+    pub fn stop(mut self) -> StageHistograms {
+        self.join().expect("not stopped before")
     }
 
-    fn join(&mut self) {
+    fn join(&mut self) -> Option<StageHistograms> {
         let _ = self.control.send(Control::Stop);
-        if let Some(thread) = self.thread.take() {
-            let result = thread.join();
-            if !std::thread::panicking() {
-                result
-                    .expect("the server did not panic")
-                    .expect("its socket works");
-            }
+        let served = self.thread.take()?.join();
+        if std::thread::panicking() {
+            // The test has failed already, and says why.
+            return None;
         }
+        let stages = served.expect("the server did not panic");
+        Some(stages.expect("its socket works"))
     }
 }
 
@@ -96,23 +112,31 @@ struct Store {
     history: Vec<(Text, Option<Text>)>,
     faults: Faults,
     random: u64,
+    gate: Gate,
 }
 
 impl Store {
-    fn new(faults: Faults) -> Self {
+    fn new(faults: Faults, gate: Gate) -> Self {
         Self {
             values: HashMap::new(),
             history: Vec::new(),
             random: faults.seed.max(1),
             faults,
+            gate,
         }
     }
 
-    fn serve(&mut self, socket: &UdpSocket, commands: &Receiver<Control>) -> io::Result<()> {
+    fn serve(
+        &mut self,
+        socket: &UdpSocket,
+        commands: &Receiver<Control>,
+    ) -> io::Result<StageHistograms> {
         let mut datagram = [0; 2048];
+        let mut stages = StageHistograms::new();
+        let begun = Instant::now();
         loop {
             match commands.try_recv() {
-                Ok(Control::Stop) => return Ok(()),
+                Ok(Control::Stop) => return Ok(stages),
                 Ok(Control::Stall(length)) => std::thread::sleep(length),
                 Ok(Control::UndoWrites(count, done)) => {
                     let _ = done.send(self.undo(count));
@@ -127,12 +151,26 @@ impl Store {
             if self.happens(self.faults.drop_requests) {
                 continue;
             }
+            let mut stamps = OutputStamps {
+                kick: stamp::now(),
+                ..OutputStamps::default()
+            };
             let mut reply = datagram[..8].to_vec();
             reply.extend(self.answer(&datagram[8..length]));
             if self.happens(self.faults.drop_replies) {
                 continue;
             }
+            if let Some(hold) = self.gate.hold {
+                stamps.committed = stamp::now();
+                stamps.sent = stamp::now();
+                std::thread::sleep(hold);
+                stamps.acked = stamp::now();
+            }
             socket.send_to(&reply, from)?;
+            stamps.released = stamp::now();
+            if begun.elapsed() >= self.gate.warm_up {
+                stages.record(&stamps);
+            }
             if self.happens(self.faults.double_replies) {
                 socket.send_to(&reply, from)?;
             }

@@ -1,6 +1,53 @@
 //! The program `lockstep`: arguments, configuration file, demo.
 
+pub mod arguments;
+pub mod commands;
 pub mod config;
+pub mod demo;
 pub mod progress;
 pub mod scenario;
 pub mod signals;
+
+use arguments::{Arguments, Command};
+use clap::Parser;
+use std::error::Error;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+/// Environment variable that says what is logged, in the syntax of `tracing_subscriber`'s filters.
+const LOG: &str = "LOCKSTEP_LOG";
+
+/// The program. Exit codes: 0 all is well, 1 it is not, 2 the command line is wrong,
+/// [`commands::HALTED_EXIT_CODE`] this side must not go on.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = EnvFilter::try_from_env(LOG).unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
+    run(arguments.command).unwrap_or_else(|error| {
+        eprintln!("lockstep: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
+    let knobs = |settings| settings;
+    Ok(match command {
+        Command::Demo(arguments) => demo::demo(&arguments, knobs(Default::default()))?,
+        Command::Primary { machine, pair } => commands::roles::primary(&machine, &pair, knobs)?,
+        Command::Backup { machine, pair } => commands::roles::backup(&machine, &pair, knobs)?,
+        Command::Run { machine } => commands::roles::unprotected(&machine, knobs)?,
+        Command::Status(arguments) => {
+            commands::status::status(&arguments)?;
+            ExitCode::SUCCESS
+        }
+        Command::Switch(arguments) => {
+            commands::switch::switch(&arguments)?;
+            ExitCode::SUCCESS
+        }
+    })
+}

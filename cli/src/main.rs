@@ -1,3 +1,5 @@
 //! The program `lockstep`; everything is in the library, where tests reach it.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    lockstep_cli::main()
+}

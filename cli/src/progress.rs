@@ -36,6 +36,13 @@ impl Progress {
         }
     }
 
+    /// How far it is: on a terminal only, where it takes no line of its own.
+    pub fn live(&self, how_far: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(how_far.to_owned());
+        }
+    }
+
     /// What has come of it: a line that stays.
     pub fn note(&self, what: &str) {
         match &self.bar {

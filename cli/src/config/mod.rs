@@ -9,16 +9,15 @@
 //! command-line = ""
 //! mac = "02:4c:53:00:00:02"
 //! ip = "10.77.0.2"                # announced at go-live; optional
+//! wall-clock-start = 1763700000   # what the guest's clock shows at its start; optional
 //!
 //! [network]
 //! tap = "tap0"                    # or: switch = "/run/lockstep/switch"
 //!
 //! [channel]
-//! listen = "10.78.0.2:7070"       # the backup: where it waits for the primary
-//! peer = "10.78.0.2:7070"         # the primary: where its backup listens
-//! heartbeat-listen = "0.0.0.0:7071"
+//! address = "10.78.0.1:7070"      # where the primary listens; "unix:/run/lockstep/web" for shm
+//! heartbeat-listen = "10.78.0.1:7071"
 //! heartbeat-peer = "10.78.0.2:7071"
-//! socket = "/run/lockstep/web"    # transport shm: the Unix socket at which the two meet
 //!
 //! [arbiter]
 //! directory = "/shared/lockstep"  # on storage that both hosts have mounted
@@ -34,6 +33,7 @@ mod nearest;
 
 pub use mac::MacAddress;
 
+use lockstep_vmm::machine::engine::EngineChoice;
 use lockstep_vmm::settings::Settings;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -87,6 +87,10 @@ pub struct VmSection {
     /// The network interface's address, the same on both sides.
     #[serde(default = "default_mac")]
     pub mac: MacAddress,
+    /// What the guest's real-time clock shows at its start: seconds since 1970-01-01 UTC. The same on
+    /// both sides, which is why it is not simply the time.
+    #[serde(default)]
+    pub wall_clock_start: u64,
     /// The guest's address, if it is known: announced by ARP at go-live, so that neighbours notice
     /// at once. Without it the announcement reaches the switches only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -105,25 +109,20 @@ pub struct NetworkSection {
     pub switch: Option<PathBuf>,
 }
 
-/// `[channel]`: each side needs the keys that say so.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// `[channel]`: where the two sides meet. All keys are needed by both.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ChannelSection {
-    /// Backup, `tcp`: where it waits for the primary.
+    /// Where the primary listens, and its backup comes: `HOST:PORT`, or with transport `shm`
+    /// `unix:PATH`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub listen: Option<SocketAddr>,
-    /// Primary, `tcp`: where its backup listens.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub peer: Option<SocketAddr>,
-    /// Both: this side's UDP address for heartbeats.
+    pub address: Option<String>,
+    /// This side's UDP address for heartbeats.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub heartbeat_listen: Option<SocketAddr>,
-    /// Both: the other side's UDP address for heartbeats.
+    /// The other side's UDP address for heartbeats.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub heartbeat_peer: Option<SocketAddr>,
-    /// Both, `shm`: the Unix socket at which the backup waits for the primary.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub socket: Option<PathBuf>,
 }
 
 /// `[arbiter]`
@@ -132,19 +131,6 @@ pub struct ChannelSection {
 pub struct ArbiterSection {
     /// A directory on storage that both hosts have mounted.
     pub directory: PathBuf,
-}
-
-/// Which engine is asked for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum EngineChoice {
-    /// KVM where the host has it and it serves the guest, else the software CPU.
-    #[default]
-    Auto,
-    /// The software CPU.
-    Soft,
-    /// KVM, or fail.
-    Kvm,
 }
 
 fn default_memory() -> u64 {
@@ -243,7 +229,6 @@ impl VmFile {
             self.network
                 .as_mut()
                 .and_then(|network| network.switch.as_mut()),
-            self.channel.socket.as_mut(),
             self.arbiter.as_mut().map(|arbiter| &mut arbiter.directory),
         ];
         for path in paths.into_iter().flatten() {

@@ -1,6 +1,7 @@
 //! Configuration files, right and wrong.
 
-use super::{ConfigError, EngineChoice, MacAddress, VmFile};
+use super::{ConfigError, MacAddress, VmFile};
+use lockstep_vmm::machine::engine::EngineChoice;
 use lockstep_vmm::settings::Settings;
 use std::path::Path;
 
@@ -76,7 +77,7 @@ fn values_that_a_key_cannot_have_are_refused_with_their_place() {
         ("[vm]\nname = 'x'\nmemory-mib = -1", "-1"),
         ("[vm]\nname = 'x'\nip = '10.0.0'", "10.0.0"),
         (
-            "[vm]\nname = 'x'\n[channel]\nlisten = 'host'",
+            "[vm]\nname = 'x'\n[channel]\nheartbeat-peer = 'host'",
             "socket address",
         ),
         ("not toml", "expected"),

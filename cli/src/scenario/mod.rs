@@ -1,6 +1,317 @@
-//! Scenarios: processes of the shipping program, in namespaces that stand for hosts, under load and
-//! under faults.
+//! Scenarios: processes of the shipping program in namespaces that stand for hosts, a client's load,
+//! faults, and a verdict. The demo, the integration tests and the latency suite are made of them.
+//!
+//! All processes are children of the thread that made the [`Scenario`] and die with it; all files are
+//! in one temporary directory that goes with it; the network goes with both.
 
+mod pair;
 mod process;
+mod strike;
 
+pub use pair::{Host, Pair};
 pub use process::{Process, ProcessError};
+pub use strike::{Fault, Judgement, Strike};
+
+use crate::commands::report::RunReport;
+use crate::config::{
+    ArbiterSection, BARE_TENANT, ChannelSection, MacAddress, NetworkSection, VmFile, VmSection,
+};
+use lockstep_bench::load::{Load, LoadConfig, LoadError};
+use lockstep_guest::{KV_PORT, TenantArguments};
+use lockstep_vmm::host::arbiter_file::ArbiterError;
+use lockstep_vmm::host::namespaces::{
+    GUEST_ADDRESS, GUEST_MAC, LOG_ADDRESS_A, LOG_ADDRESS_B, NETWORK_PREFIX, NamespaceError,
+    TAP_NAME, Topology,
+};
+use lockstep_vmm::machine::engine::EngineChoice;
+use lockstep_vmm::settings::{Settings, TransportKind};
+use std::ffi::OsString;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// Name of the VM that a scenario protects.
+const VM_NAME: &str = "demo";
+
+/// TCP port of the log and UDP port of the heartbeats, on the logging network.
+const LOG_PORT: u16 = 7070;
+const HEARTBEAT_PORT: u16 = 7071;
+
+/// RAM of the guest: the bare tenant needs little, and a small guest starts faster.
+const MEMORY_MIB: u64 = 16;
+
+/// How long a process may take to come to where it is ready.
+const START_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long a process that was asked to end may take.
+const END_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A scenario could not be played.
+#[derive(Debug, thiserror::Error)]
+pub enum ScenarioError {
+    /// The network could not be built.
+    #[error(transparent)]
+    Network(#[from] NamespaceError),
+    /// A process did not do what it should.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// The load could not do its work.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The arbiter's directory, as the scenario itself reads it.
+    #[error(transparent)]
+    Arbiter(#[from] ArbiterError),
+    /// The scenario's own files.
+    #[error("{what}: {source}")]
+    Files {
+        /// Which.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A process reported something that cannot be read.
+    #[error("{name} reported {what} that cannot be read: {why}")]
+    Report {
+        /// Which process.
+        name: String,
+        /// What.
+        what: &'static str,
+        /// Why not.
+        why: String,
+    },
+}
+
+/// What all runs of a scenario have in common.
+#[derive(Debug, Clone)]
+pub struct ScenarioOptions {
+    /// The program `lockstep` itself.
+    pub program: PathBuf,
+    /// What executes the guests.
+    pub engine: EngineChoice,
+    /// The knobs.
+    pub settings: Settings,
+}
+
+/// A network, and the means to start machines on it.
+#[derive(Debug)]
+pub struct Scenario {
+    options: ScenarioOptions,
+    directory: TempDir,
+    topology: Topology,
+    runs: u32,
+}
+
+impl Scenario {
+    /// Builds the network. The process must be allowed to
+    /// ([`lockstep_vmm::host::namespaces::probe`]).
+    ///
+    /// # Errors
+    /// The host lacks something; the error says what.
+    pub fn new(options: ScenarioOptions) -> Result<Self, ScenarioError> {
+        let directory = tempfile::Builder::new()
+            .prefix("lockstep-")
+            .tempdir()
+            .map_err(|source| ScenarioError::Files {
+                what: "a temporary directory",
+                source,
+            })?;
+        Ok(Self {
+            options,
+            directory,
+            topology: Topology::build()?,
+            runs: 0,
+        })
+    }
+
+    /// The network.
+    #[must_use]
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// Where the processes' files are, until the scenario is dropped.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Where the guest's key-value store answers, seen from the clients.
+    #[must_use]
+    pub fn target(&self) -> SocketAddr {
+        (GUEST_ADDRESS, KV_PORT).into()
+    }
+
+    /// A client in the clients' namespace, its keys prepared.
+    ///
+    /// # Errors
+    /// The guest does not answer.
+    pub fn client(&self, config: LoadConfig) -> Result<Load, ScenarioError> {
+        let mut load = self.topology.clients.run(|| Load::connect(config))??;
+        load.prepare()?;
+        Ok(load)
+    }
+
+    /// Starts a machine without fault tolerance on `host`, and waits until it runs. Outputs of its
+    /// first `warm_up` are left out of its stage histograms.
+    ///
+    /// # Errors
+    /// It does not come to run.
+    pub fn unprotected(&mut self, host: Host, warm_up: Duration) -> Result<Process, ScenarioError> {
+        let run = self.next_run()?;
+        let name = format!("unprotected-{run}");
+        let configuration = self.configuration(host, host, run);
+        let mut process = self.start("run", &name, host, &configuration, warm_up)?;
+        process.wait_for("running", START_PATIENCE, role_is("unprotected"))?;
+        Ok(process)
+    }
+
+    /// Starts a pair, its primary on `primary_on` and its backup on the other host, and waits until
+    /// the machine is protected.
+    ///
+    /// # Errors
+    /// It does not come to be protected.
+    pub fn pair(&mut self, primary_on: Host, warm_up: Duration) -> Result<Pair, ScenarioError> {
+        let run = self.next_run()?;
+        let backup_name = format!("backup-{run}");
+        let primary_name = format!("primary-{run}");
+        let backup_on = primary_on.other();
+        let of_primary = self.configuration(primary_on, primary_on, run);
+        let of_backup = self.configuration(backup_on, primary_on, run);
+        let primary = self.start("primary", &primary_name, primary_on, &of_primary, warm_up)?;
+        let backup = self.start("backup", &backup_name, backup_on, &of_backup, warm_up)?;
+        let mut pair = Pair {
+            primary,
+            backup,
+            primary_on,
+            arbiter: self.arbiter_directory(run),
+        };
+        pair.primary
+            .wait_for("being protected", START_PATIENCE, role_is("primary"))?;
+        pair.backup
+            .wait_for("following", START_PATIENCE, role_is("backup"))?;
+        Ok(pair)
+    }
+
+    fn next_run(&mut self) -> Result<u32, ScenarioError> {
+        self.runs += 1;
+        let directory = self.arbiter_directory(self.runs);
+        std::fs::create_dir(directory).map_err(|source| ScenarioError::Files {
+            what: "the arbiter's directory",
+            source,
+        })?;
+        Ok(self.runs)
+    }
+
+    fn arbiter_directory(&self, run: u32) -> PathBuf {
+        self.directory.path().join(format!("arbiter-{run}"))
+    }
+
+    fn start(
+        &self,
+        command: &str,
+        name: &str,
+        host: Host,
+        configuration: &VmFile,
+        warm_up: Duration,
+    ) -> Result<Process, ScenarioError> {
+        let text = toml::to_string(configuration).map_err(io::Error::other);
+        let path = self.directory.path().join(format!("{name}.toml"));
+        text.and_then(|text| std::fs::write(&path, text))
+            .map_err(|source| ScenarioError::Files {
+                what: "a VM configuration",
+                source,
+            })?;
+        let arguments: [OsString; 7] = [
+            command.into(),
+            "--config".into(),
+            path.into(),
+            "--report".into(),
+            self.report_path(name).into(),
+            "--warm-up-ms".into(),
+            warm_up.as_millis().to_string().into(),
+        ];
+        let namespace = match host {
+            Host::A => &self.topology.host_a,
+            Host::B => &self.topology.host_b,
+        };
+        let directory = self.directory.path();
+        let program = &self.options.program;
+        Ok(Process::start(
+            program, arguments, name, directory, namespace,
+        )?)
+    }
+
+    /// Ends `process` in order, and reads its report.
+    ///
+    /// # Errors
+    /// It does not end, or leaves no report.
+    pub fn end(&self, mut process: Process) -> Result<RunReport, ScenarioError> {
+        let status = process.terminate(END_PATIENCE)?;
+        let path = self.report_path(process.name());
+        let unreadable = |why: String| ScenarioError::Report {
+            name: process.name().to_owned(),
+            what: "a run report",
+            why: format!(
+                "{why}; it ended with {status} and said:\n{}",
+                process.last_words()
+            ),
+        };
+        let text = std::fs::read(&path).map_err(|error| unreadable(error.to_string()))?;
+        serde_json::from_slice(&text).map_err(|error| unreadable(error.to_string()))
+    }
+
+    /// The file that `lockstep --report` writes for the process `name`, once it has ended in order.
+    fn report_path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(format!("{name}.json"))
+    }
+
+    /// The configuration of the machine as `host` runs it, in whatever role.
+    fn configuration(&self, host: Host, primary_on: Host, run: u32) -> VmFile {
+        let (own, other) = match host {
+            Host::A => (LOG_ADDRESS_A, LOG_ADDRESS_B),
+            Host::B => (LOG_ADDRESS_B, LOG_ADDRESS_A),
+        };
+        let address = match self.options.settings.channel.transport {
+            TransportKind::Tcp => {
+                let primary = if host == primary_on { own } else { other };
+                format!("{primary}:{LOG_PORT}")
+            }
+            TransportKind::Shm => {
+                let path = self.directory.path().join(format!("channel-{run}"));
+                format!("unix:{}", path.display())
+            }
+        };
+        VmFile {
+            vm: VmSection {
+                name: VM_NAME.to_owned(),
+                memory_mib: MEMORY_MIB,
+                engine: self.options.engine,
+                kernel: BARE_TENANT.to_owned(),
+                command_line: TenantArguments::new(GUEST_ADDRESS, NETWORK_PREFIX).to_string(),
+                mac: MacAddress(GUEST_MAC),
+                wall_clock_start: 0,
+                ip: Some(GUEST_ADDRESS),
+            },
+            network: Some(NetworkSection {
+                tap: Some(TAP_NAME.to_owned()),
+                switch: None,
+            }),
+            channel: ChannelSection {
+                address: Some(address),
+                heartbeat_listen: Some((own, HEARTBEAT_PORT).into()),
+                heartbeat_peer: Some((other, HEARTBEAT_PORT).into()),
+            },
+            arbiter: Some(ArbiterSection {
+                directory: self.arbiter_directory(run),
+            }),
+            settings: self.options.settings.clone(),
+        }
+    }
+}
+
+/// Looks for a role in a status.
+fn role_is(role: &str) -> impl Fn(&serde_json::Value) -> Option<()> {
+    move |status| (status["role"] == role).then_some(())
+}

@@ -1,0 +1,185 @@
+//! `lockstep demo`: a guest protected end to end, on this machine alone.
+//!
+//! Three network namespaces stand for three machines. The guest runs by itself, then protected, each
+//! under the same load, which gives what protection adds; then protected machines lose their primary
+//! under load, as often as asked, and every acknowledged write is looked for. Nothing is left on the
+//! host but the results.
+
+mod dice;
+mod measure;
+mod outcome;
+mod strikes;
+
+pub use outcome::Outcome;
+
+use crate::progress::Progress;
+use crate::scenario::{Fault, Scenario, ScenarioError, ScenarioOptions};
+use clap::Args;
+use lockstep_bench::load::LoadConfig;
+use lockstep_bench::report::{Report, ReportError};
+use lockstep_vmm::host::namespaces::{self, NamespaceError};
+use lockstep_vmm::machine::engine::EngineChoice;
+use lockstep_vmm::settings::Settings;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Arguments of `lockstep demo`.
+#[derive(Debug, Args)]
+pub struct DemoArguments {
+    /// Write the outcome as JSON to this file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Protect and lose the primary this many times
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    pub kills: u32,
+    /// What befalls the primary
+    #[arg(long, value_enum, default_value_t = Fault::Kill)]
+    pub fault: Fault,
+    /// Fixes the moments of the kills and the order of the requests
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    pub seed: u64,
+    /// What executes the guest
+    #[arg(long, value_name = "auto|soft|kvm", default_value = "auto", value_parser = engine)]
+    pub engine: EngineChoice,
+    /// Requests a second
+    #[arg(long, value_name = "NUMBER", default_value_t = 1000.0)]
+    pub rate: f64,
+    /// Length of each of the two measured runs
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub duration: u64,
+    /// Directory for histograms and plots, made anew [default: results/demo-<time>]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub results: Option<PathBuf>,
+}
+
+/// An engine by its name in configuration files.
+fn engine(name: &str) -> Result<EngineChoice, String> {
+    use serde::Deserialize;
+    use serde::de::IntoDeserializer;
+    use serde::de::value::{Error, StrDeserializer};
+    let name: StrDeserializer<'_, Error> = name.into_deserializer();
+    EngineChoice::deserialize(name).map_err(|error| error.to_string())
+}
+
+/// The demo could not be played to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum DemoError {
+    /// The host cannot give it its network.
+    #[error("the demo needs network namespaces of its own: {0}")]
+    Namespaces(#[from] NamespaceError),
+    /// A part of it failed.
+    #[error(transparent)]
+    Scenario(#[from] ScenarioError),
+    /// Its results could not be written.
+    #[error(transparent)]
+    Results(#[from] ReportError),
+    /// The JSON file could not be written.
+    #[error("--json {}: {source}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The host refused a resource.
+    #[error("{step}: {source}")]
+    Host {
+        /// What was being done.
+        step: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Plays the demo. Call it before the process has other threads.
+///
+/// # Errors
+/// It could not be played to its end. An outcome that is bad is not an error but a failure code.
+pub fn demo(arguments: &DemoArguments, settings: Settings) -> Result<ExitCode, DemoError> {
+    namespaces::gain()?;
+    let host = |step| move |source| DemoError::Host { step, source };
+    let results = arguments.results.clone().unwrap_or_else(default_results);
+    let mut report = Report::create(&results, "demo", &command_line())?;
+    let options = ScenarioOptions {
+        program: std::env::current_exe().map_err(host("finding our own program"))?,
+        engine: arguments.engine,
+        settings,
+    };
+    let transport = options.settings.channel.transport;
+    let progress = Progress::new();
+    progress.step("building the network: clients, host-a, host-b");
+    let mut scenario = Scenario::new(options)?;
+    leave_nothing_behind(scenario.directory())?;
+
+    let load = LoadConfig {
+        rate: arguments.rate,
+        seed: arguments.seed,
+        ..LoadConfig::new(scenario.target())
+    };
+    let duration = Duration::from_secs(arguments.duration);
+    let unprotected = measure::unprotected(&mut scenario, &load, duration, &progress)?;
+    let protected = measure::protected(&mut scenario, &load, duration, &progress)?;
+    let plan = strikes::Plan {
+        fault: arguments.fault,
+        rounds: arguments.kills,
+        seed: arguments.seed,
+        load,
+    };
+    let strikes = strikes::play(&mut scenario, &plan, &progress)?;
+    drop(scenario);
+    drop(progress);
+
+    let outcome = Outcome::new(&unprotected, &protected, &strikes, transport);
+    outcome::record(&mut report, &outcome, &unprotected, &protected, &strikes)?;
+    report.finish()?;
+    println!(
+        "{}",
+        outcome::Table {
+            outcome: &outcome,
+            results: &results
+        }
+    );
+    if let Some(path) = &arguments.json {
+        let text = serde_json::to_string_pretty(&outcome.json()).map_err(io::Error::other);
+        text.and_then(|text| std::fs::write(path, text + "\n"))
+            .map_err(|source| DemoError::Json {
+                path: path.clone(),
+                source,
+            })?;
+    }
+    Ok(if outcome.failures.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Removes the temporary directory also when the demo is interrupted; processes and namespaces go
+/// with this one by themselves.
+fn leave_nothing_behind(directory: &Path) -> Result<(), DemoError> {
+    /// 128 and the number of SIGINT, as shells have it.
+    const INTERRUPTED: i32 = 130;
+    let directory = directory.to_owned();
+    crate::signals::on_end(move || {
+        drop(std::fs::remove_dir_all(&directory));
+        std::process::exit(INTERRUPTED);
+    })
+    .map_err(|source| DemoError::Host {
+        step: "listening to signals",
+        source,
+    })
+}
+
+fn default_results() -> PathBuf {
+    let seconds = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    PathBuf::from(format!("results/demo-{seconds}"))
+}
+
+fn command_line() -> String {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    format!("lockstep {}", words.join(" "))
+}

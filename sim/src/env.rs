@@ -6,9 +6,11 @@ use std::collections::BinaryHeap;
 use lockstep_logchan::protocol::ack::ACK_BYTES;
 use lockstep_logchan::protocol::heartbeat::HEARTBEAT_BYTES;
 use lockstep_vmm::ft::arbiter::{Answer, Claim, OutOfReach, Party};
+use lockstep_vmm::ft::detector::Suspicion;
 
 use crate::oracle::{Broken, Oracle};
 use crate::plan::{MS, Plan, Quality, Side, StorageQuality, US};
+use crate::options::Options;
 use crate::rng::Rng;
 use crate::violation::Rule;
 use crate::wire::{Request, Response};
@@ -70,6 +72,47 @@ impl Ord for Scheduled {
     }
 }
 
+/// How often things happened that a run is there to provoke.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// The primary's vCPU waited for room in the log.
+    pub log_full: u64,
+    /// The log was sent again from the last acknowledged entry.
+    pub rewinds: u64,
+    /// Packets of log that were dropped: damaged, or behind a gap.
+    pub refused_packets: u64,
+    /// Outputs that were sent again by a backup that went live.
+    pub resent: u64,
+    /// Outputs that both sides sent.
+    pub sent_twice: u64,
+    /// A side was suspected that was well.
+    pub wrong_suspicions: u64,
+    /// A run was interrupted between two positions.
+    pub kicks: u64,
+    /// Answers of the arbiter that were lost after the flag was set.
+    pub answers_lost: u64,
+    /// Commits that were found to be behind a seal.
+    pub found_sealed: u64,
+    /// Outputs that waited in the gate when its primary died.
+    pub died_holding: u64,
+}
+
+impl Counts {
+    /// Adds what another run provoked.
+    pub const fn add(&mut self, other: &Self) {
+        self.log_full += other.log_full;
+        self.rewinds += other.rewinds;
+        self.refused_packets += other.refused_packets;
+        self.resent += other.resent;
+        self.sent_twice += other.sent_twice;
+        self.wrong_suspicions += other.wrong_suspicions;
+        self.kicks += other.kicks;
+        self.answers_lost += other.answers_lost;
+        self.found_sealed += other.found_sealed;
+        self.died_holding += other.died_holding;
+    }
+}
+
 /// The world between the replicas.
 pub struct Env {
     /// Simulated time, nanoseconds.
@@ -80,6 +123,10 @@ pub struct Env {
     pub oracle: Oracle,
     /// The first rule that was broken.
     pub broken: Option<Broken>,
+    /// What was provoked.
+    pub counts: Counts,
+    /// The process of this side was killed.
+    pub dead: [bool; 2],
     /// Nothing gets to this side.
     pub cut_to: [bool; 2],
     /// The storage cannot be reached from this side.
@@ -90,18 +137,20 @@ pub struct Env {
     flag: Option<Party>,
     queue: BinaryHeap<Reverse<Scheduled>>,
     scheduled: u64,
-    trace: bool,
+    options: Options,
 }
 
 impl Env {
     /// A world as planned.
     #[must_use]
-    pub fn new(plan: &Plan, rng: Rng, trace: bool) -> Self {
+    pub fn new(plan: &Plan, rng: Rng, options: Options) -> Self {
         Self {
             now: 0,
             rng,
             oracle: Oracle::default(),
             broken: None,
+            counts: Counts::default(),
+            dead: [false; 2],
             cut_to: [false; 2],
             storage_gone: [false; 2],
             link: plan.link,
@@ -110,13 +159,13 @@ impl Env {
             flag: None,
             queue: BinaryHeap::new(),
             scheduled: 0,
-            trace,
+            options,
         }
     }
 
     /// Prints a line if somebody wants to follow.
     pub fn trace(&self, line: impl FnOnce() -> String) {
-        if self.trace {
+        if self.options.trace {
             println!("{:>9.1} us  {}", self.now as f64 / 1e3, line());
         }
     }
@@ -125,13 +174,23 @@ impl Env {
     pub fn check(&mut self, result: Result<(), Broken>) {
         if let Err(broken) = result {
             self.trace(|| format!("BROKEN {:?}: {}", broken.0, broken.1));
-            self.broken.get_or_insert(broken);
+            if self.options.checks(broken.0) {
+                self.broken.get_or_insert(broken);
+            }
         }
     }
 
     /// Something failed that must not fail.
     pub fn unexpected(&mut self, what: String) {
         self.check(Err((Rule::Unexpected, what)));
+    }
+
+    /// `side` takes the other one for dead.
+    pub fn suspects(&mut self, side: Side, suspicion: Suspicion) {
+        let judged = matches!(suspicion, Suspicion::Silent { .. } | Suspicion::Stalled { .. });
+        if judged && !self.dead[side.other().index()] {
+            self.counts.wrong_suspicions += 1;
+        }
     }
 
     /// Networks and storage behave from here on.
@@ -244,9 +303,14 @@ impl Env {
         if self.rng.chance(quality.hang) {
             return;
         }
+        let out_of_reach = || Err(OutOfReach { reason: "simulated".into() });
         let answer = match holder {
-            Some(holder) if !self.rng.chance(quality.lose_answer) => Ok(holder),
-            _ => Err(OutOfReach { reason: "simulated".into() }),
+            Some(_) if self.rng.chance(quality.lose_answer) => {
+                self.counts.answers_lost += 1;
+                out_of_reach()
+            }
+            Some(holder) => Ok(holder),
+            None => out_of_reach(),
         };
         let delay = self.rng.below(quality.slowest);
         let answer = Happening::Delivery(side, Message::Arbiter(answer));

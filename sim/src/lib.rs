@@ -49,6 +49,7 @@ pub mod clients;
 pub mod env;
 pub mod guest;
 mod machine;
+mod options;
 pub mod oracle;
 mod plan;
 pub mod replica;
@@ -58,6 +59,8 @@ mod violation;
 pub mod wire;
 mod world;
 
+pub use env::Counts;
+pub use options::Options;
 pub use plan::Side;
 pub use sabotage::Sabotage;
 pub use violation::{Rule, Violation};
@@ -80,8 +83,8 @@ pub enum Failure {
 ///
 /// # Errors
 /// A rule was broken: the message says which, and how to replay the run.
-pub fn run(seed: u64, sabotage: Sabotage, trace: bool) -> Result<Outcome, Failure> {
-    let world = world::World::new(seed, sabotage, trace)?;
+pub fn run(seed: u64, options: Options) -> Result<Outcome, Failure> {
+    let world = world::World::new(seed, options)?;
     world
         .run()
         .map_err(|(at, (rule, detail))| Violation { seed, at, rule, detail }.into())

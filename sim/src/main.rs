@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use lockstep_sim::{Sabotage, run};
+use lockstep_sim::{Options, run};
 
 const USAGE: &str = "usage: lockstep-sim --seed N [--trace] [--sabotage NAME]
        lockstep-sim --from N --count N [--sabotage NAME]
@@ -18,8 +18,7 @@ struct Arguments {
     seed: Option<u64>,
     from: u64,
     count: u64,
-    trace: bool,
-    sabotage: Sabotage,
+    options: Options,
 }
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Arguments, String> {
@@ -31,8 +30,8 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Arguments, Strin
             "--seed" => parsed.seed = Some(number(value()?)?),
             "--from" => parsed.from = number(value()?)?,
             "--count" => parsed.count = number(value()?)?,
-            "--trace" => parsed.trace = true,
-            "--sabotage" => parsed.sabotage = value()?.parse()?,
+            "--trace" => parsed.options.trace = true,
+            "--sabotage" => parsed.options.sabotage = value()?.parse()?,
             other => return Err(format!("unknown argument {other:?}\n{USAGE}")),
         }
     }
@@ -56,7 +55,7 @@ fn main() -> ExitCode {
     };
     let mut broken = 0;
     for seed in seeds {
-        match run(seed, arguments.sabotage, arguments.trace) {
+        match run(seed, arguments.options) {
             Ok(outcome) if arguments.seed.is_some() => println!("seed {seed}: {outcome:?}"),
             Ok(_) => {}
             Err(failure) => {

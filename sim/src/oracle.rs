@@ -129,6 +129,12 @@ impl Oracle {
         Ok(())
     }
 
+    /// Whether the next output of the backup is one that the primary had sent too.
+    #[must_use]
+    pub const fn sent_before(&self) -> bool {
+        self.resent_from + self.sent_by_backup < self.released.len() as u64
+    }
+
     /// An output left the backup after it went live.
     ///
     /// # Errors

@@ -27,11 +27,15 @@ pub enum Sabotage {
     RunAhead,
     /// The backup goes live with a part of the log unread.
     NotDrained,
+    /// The primary hands the guest an event past the recorder.
+    Unrecorded,
+    /// A side asks the arbiter once, and not again when no answer comes.
+    AskOnce,
 }
 
 impl Sabotage {
     /// Every mistake.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::ReleaseEarly,
         Self::NoSeal,
         Self::SealNotAsked,
@@ -42,6 +46,8 @@ impl Sabotage {
         Self::ForgetKept,
         Self::RunAhead,
         Self::NotDrained,
+        Self::Unrecorded,
+        Self::AskOnce,
     ];
 }
 

@@ -10,12 +10,12 @@ use lockstep_vmm::ft::backup::BackupState;
 use lockstep_vmm::ft::primary::PrimaryState;
 
 use crate::clients::Clients;
-use crate::env::{Env, Happening, Message};
+use crate::env::{Counts, Env, Happening, Message};
+use crate::options::Options;
 use crate::oracle::Broken;
 use crate::plan::{Fault, MS, Plan, Side, Transport, US};
 use crate::replica::{BackupHost, PrimaryHost};
 use crate::rng::Rng;
-use crate::sabotage::Sabotage;
 use crate::violation::Rule;
 use crate::wire::{CLIENTS, KEYS};
 
@@ -43,6 +43,8 @@ pub struct Outcome {
     pub time: u64,
     /// Steps taken.
     pub steps: u64,
+    /// What was provoked on the way.
+    pub counts: Counts,
 }
 
 /// A process, as its host sees it.
@@ -74,10 +76,11 @@ impl World {
     ///
     /// # Errors
     /// The host has no memory for the rings.
-    pub fn new(seed: u64, sabotage: Sabotage, trace: bool) -> Result<Self, RingError> {
+    pub fn new(seed: u64, options: Options) -> Result<Self, RingError> {
+        let sabotage = options.sabotage;
         let mut rng = Rng::new(seed);
         let plan = Plan::draw(&mut rng);
-        let env = Env::new(&plan, rng, trace);
+        let env = Env::new(&plan, rng, options);
         env.trace(|| format!("{plan:#?}"));
         let none = Sequence::NONE;
         let near = Ring::create(plan.primary_ring, RingOptions::default())?;
@@ -140,7 +143,9 @@ impl World {
                 return Err((self.env.now, (Rule::Unexpected, why)));
             }
         }
-        self.judge().map_err(|broken| (self.env.now, broken))
+        let (outcome, verdict) = self.judge();
+        self.env.check(verdict);
+        self.env.broken.take().map_or(Ok(outcome), |broken| Err((self.env.now, broken)))
     }
 
     fn next_moment(&self) -> u64 {
@@ -175,51 +180,61 @@ impl World {
             || [Side::Primary, Side::Backup].into_iter().any(|side| dead(side) && holder(side))
     }
 
-    fn judge(&self) -> Result<Outcome, Broken> {
-        let live = self.env.oracle.live();
+    /// What came of it, and whether everything is as it has to be at the end.
+    fn judge(&self) -> (Outcome, Result<(), Broken>) {
         let outcome = Outcome {
-            live,
+            live: self.env.oracle.live(),
             served: self.clients.done(),
             answered: self.clients.progress().0,
             entries: self.env.oracle.last_recorded().0,
             time: self.env.now,
             steps: self.steps,
+            counts: self.env.counts,
         };
-        if self.lost() {
-            return Ok(outcome);
+        let lost = self.lost();
+        let verdicts = [self.all_served(), self.loser_halted(), self.all_counted()];
+        let verdict = verdicts.into_iter().find(Result::is_err).filter(|_| !lost);
+        (outcome, verdict.unwrap_or(Ok(())))
+    }
+
+    fn all_served(&self) -> Result<(), Broken> {
+        if self.clients.done() {
+            return Ok(());
         }
+        let (answered, of) = self.clients.progress();
         let (primary, backup) = (self.primary.role.state(), self.backup.role.state());
-        if !self.clients.done() {
-            let (answered, of) = self.clients.progress();
-            let why = format!(
-                "{answered} of {of} requests answered; primary {:?} {primary:?}, backup {:?} {backup:?}",
-                self.process[0], self.process[1]
-            );
-            return Err((Rule::Progress, why));
+        let [one, two] = self.process;
+        let why = format!(
+            "{answered} of {of} requests answered; primary {one:?}, {primary:?}; backup {two:?}, {backup:?}"
+        );
+        Err((Rule::Progress, why))
+    }
+
+    fn loser_halted(&self) -> Result<(), Broken> {
+        let (primary, backup) = (self.primary.role.state(), self.backup.role.state());
+        let Some(live) = self.env.oracle.live() else { return Ok(()) };
+        let halted = match live {
+            Side::Primary => matches!(backup, BackupState::Halted(_)),
+            Side::Backup => matches!(primary, PrimaryState::Halted(_)),
+        };
+        if halted || self.process[live.other().index()] == Process::Dead {
+            return Ok(());
         }
-        let halted = [
-            matches!(primary, PrimaryState::Halted(_)),
-            matches!(backup, BackupState::Halted(_)),
-        ];
-        if let Some(live) = live {
-            let other = live.other().index();
-            if self.process[other] == Process::Runs && !halted[other] {
-                let why = format!("{live:?} went live; the other does not know: {primary:?} {backup:?}");
-                return Err((Rule::OneLive, why));
-            }
-        }
-        let vm = match live {
+        let why = format!("{live:?} is live, and the other does not know: {primary:?}, {backup:?}");
+        Err((Rule::OneLive, why))
+    }
+
+    fn all_counted(&self) -> Result<(), Broken> {
+        let vm = match self.env.oracle.live() {
             Some(Side::Backup) => &self.backup.machine.vm,
             _ => &self.primary.machine.vm,
         };
-        for key in 0..KEYS {
+        let wrong = (0..KEYS).find(|key| vm.value(*key) != self.clients.total(*key));
+        wrong.map_or(Ok(()), |key| {
             let (found, expected) = (vm.value(key), self.clients.total(key));
-            if found != expected {
-                let why = format!("counter {key} holds {found}, {expected} additions were answered");
-                return Err((Rule::Durability, why));
-            }
-        }
-        Ok(outcome)
+            let why = format!("counter {key} holds {found}, {expected} additions were answered");
+            Err((Rule::Durability, why))
+        })
     }
 
     fn faults(&mut self) {
@@ -254,6 +269,10 @@ impl World {
     }
 
     fn kill(&mut self, side: Side) -> bool {
+        if side == Side::Primary && self.process[side.index()] == Process::Runs {
+            self.env.counts.died_holding += self.primary.machine.gate.held() as u64;
+        }
+        self.env.dead[side.index()] = true;
         std::mem::replace(&mut self.process[side.index()], Process::Dead) != Process::Dead
     }
 

@@ -46,6 +46,7 @@ pub struct BackupHost {
     sealing: bool,
     /// The last step found the log empty.
     idle: bool,
+    asked: u32,
     pulse: Pulse,
     plan: Plan,
     clock: u64,
@@ -83,6 +84,7 @@ impl BackupHost {
             connected: true,
             sealing: false,
             idle: false,
+            asked: 0,
             pulse: Pulse::new(Role::Backup, clock),
             plan: plan.clone(),
             clock,
@@ -99,13 +101,17 @@ impl BackupHost {
     /// One step. Returns when, in simulated time, the next one is due.
     pub fn step(&mut self, env: &mut Env) -> u64 {
         let now = env.now + self.clock;
-        if let Some(message) = self.inbox.pop_front() {
-            self.receive(message, now, env);
-            self.act(now, env);
+        if !self.inbox.is_empty() && env.rng.chance(600) {
+            if let Some(message) = self.inbox.pop_front() {
+                self.receive(message, now, env);
+                self.act(now, env);
+            }
             return env.now + env.rng.below(STEP);
         }
-        self.role.tick(now);
-        self.act(now, env);
+        if self.inbox.is_empty() {
+            self.role.tick(now);
+            self.act(now, env);
+        }
         const DEEDS: u64 = 6;
         let first = env.rng.below(DEEDS);
         for deed in 0..DEEDS {
@@ -126,6 +132,9 @@ impl BackupHost {
     }
 
     fn wake_at(&self, now: u64, env: &Env) -> u64 {
+        if !self.inbox.is_empty() {
+            return env.now + US;
+        }
         let machine = match self.unlogged {
             Some(_) => self.machine.wake_at().unwrap_or(now + 20 * US),
             None => u64::MAX,
@@ -178,7 +187,10 @@ impl BackupHost {
                     continue;
                 }
                 // Entries before it were lost, or it was damaged: the sender will go back.
-                Ok(Verdict::Gap { .. } | Verdict::Incomplete) | Err(_) => return,
+                Ok(Verdict::Gap { .. } | Verdict::Incomplete) | Err(_) => {
+                    env.counts.refused_packets += 1;
+                    return;
+                }
             };
             let (stored, rest) = bytes.split_at(entry.bytes_in_log());
             bytes = rest;
@@ -203,10 +215,13 @@ impl BackupHost {
         while let Some(action) = self.role.next_action() {
             env.trace(|| format!("backup: {action:?}"));
             match action {
-                BackupAction::Seal(_) => {
+                BackupAction::Seal(suspicion) => {
+                    env.suspects(Side::Backup, suspicion);
                     self.sealing = true;
-                    self.connected = self.sabotage == Sabotage::NoSeal;
-                    env.send(Side::Backup, Message::Closed);
+                    if self.sabotage != Sabotage::NoSeal {
+                        self.connected = false;
+                        env.send(Side::Backup, Message::Closed);
+                    }
                 }
                 BackupAction::Drain => {
                     self.idle = false;
@@ -215,10 +230,13 @@ impl BackupHost {
                     }
                 }
                 BackupAction::TestAndSet(claim) => {
-                    if self.sabotage == Sabotage::BackupDoesNotAsk {
-                        self.inbox.push_back(Message::Arbiter(Ok(claim.party)));
-                    } else {
-                        env.ask_storage(Side::Backup, claim);
+                    self.asked += 1;
+                    match self.sabotage {
+                        Sabotage::BackupDoesNotAsk => {
+                            self.inbox.push_back(Message::Arbiter(Ok(claim.party)));
+                        }
+                        Sabotage::AskOnce if self.asked > 1 => {}
+                        _ => env.ask_storage(Side::Backup, claim),
                     }
                 }
                 BackupAction::GoLive => self.go_live(now, env),
@@ -239,6 +257,7 @@ impl BackupHost {
             live.resend.clear();
         }
         let resent = live.resend.len() as u64;
+        env.counts.resent += resent;
         let result = env.oracle.went_live(Side::Backup);
         env.check(result);
         let result = env.oracle.took_over(live.replayed, live.said, resent);
@@ -356,6 +375,7 @@ impl BackupHost {
         }
         if let Some((_, bytes)) = self.machine.release(limit, env) {
             env.trace(|| format!("backup: output leaves: {bytes:x?}"));
+            env.counts.sent_twice += u64::from(env.oracle.sent_before());
             let result = env.oracle.backup_sent(&bytes);
             env.check(result);
             self.role.output_left(now);

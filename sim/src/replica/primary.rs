@@ -13,7 +13,7 @@ use lockstep_vmm::ft::gate::ReleaseLimit;
 use lockstep_vmm::ft::log::Unlogged;
 use lockstep_vmm::ft::primary::{Primary, PrimaryAction, PrimaryState};
 use lockstep_vmm::ft::recorder::Recorder;
-use lockstep_vmm::ft::vm::Vm;
+use lockstep_vmm::ft::vm::{Event, Vm};
 
 use super::{ARBITRATION, DETECTOR, Pulse, STEP, claim, recorder_settings};
 use crate::env::{Env, Message};
@@ -48,6 +48,7 @@ pub struct PrimaryHost {
     pulse: Pulse,
     acknowledged: Sequence,
     waiting_for_room: bool,
+    asked: u32,
     clock: u64,
     pace: u64,
     sabotage: Sabotage,
@@ -84,6 +85,7 @@ impl PrimaryHost {
             pulse: Pulse::new(Role::Primary, clock),
             acknowledged: Sequence::NONE,
             waiting_for_room: false,
+            asked: 0,
             clock,
             pace: plan.pace[Side::Primary.index()],
             sabotage,
@@ -93,13 +95,19 @@ impl PrimaryHost {
     /// One step. Returns when, in simulated time, the next one is due.
     pub fn step(&mut self, env: &mut Env) -> u64 {
         let now = env.now + self.clock;
-        if let Some(message) = self.inbox.pop_front() {
-            self.receive(message, now, env);
-            self.act(env);
+        // What has arrived may wait while something else is done, but not for a judgement of the
+        // peer's silence.
+        if !self.inbox.is_empty() && env.rng.chance(600) {
+            if let Some(message) = self.inbox.pop_front() {
+                self.receive(message, now, env);
+                self.act(env);
+            }
             return env.now + env.rng.below(STEP);
         }
-        self.role.tick(now);
-        self.act(env);
+        if self.inbox.is_empty() {
+            self.role.tick(now);
+            self.act(env);
+        }
         const DEEDS: u64 = 6;
         let first = env.rng.below(DEEDS);
         for deed in 0..DEEDS {
@@ -119,6 +127,9 @@ impl PrimaryHost {
     }
 
     fn wake_at(&self, now: u64, env: &Env) -> u64 {
+        if !self.inbox.is_empty() {
+            return env.now + US;
+        }
         let machine = match self.role.may_run() {
             true if self.waiting_for_room => now + 20 * US,
             true => self.machine.wake_at().unwrap_or(now + 20 * US),
@@ -184,15 +195,19 @@ impl PrimaryHost {
         while let Some(action) = self.role.next_action() {
             env.trace(|| format!("primary: {action:?}"));
             match action {
-                PrimaryAction::Disconnect(_) => {
+                PrimaryAction::Disconnect(suspicion) => {
+                    env.suspects(Side::Primary, suspicion);
                     self.connected = false;
                     env.send(Side::Primary, Message::Closed);
                 }
                 PrimaryAction::TestAndSet(claim) => {
-                    if self.sabotage == Sabotage::PrimaryDoesNotAsk {
-                        self.inbox.push_back(Message::Arbiter(Ok(claim.party)));
-                    } else {
-                        env.ask_storage(Side::Primary, claim);
+                    self.asked += 1;
+                    match self.sabotage {
+                        Sabotage::PrimaryDoesNotAsk => {
+                            self.inbox.push_back(Message::Arbiter(Ok(claim.party)));
+                        }
+                        Sabotage::AskOnce if self.asked > 1 => {}
+                        _ => env.ask_storage(Side::Primary, claim),
                     }
                 }
                 PrimaryAction::GoAlone => {
@@ -238,6 +253,7 @@ impl PrimaryHost {
         }
         if !sender.idle() && now.saturating_sub(*moved) >= RESEND {
             env.trace(|| format!("primary: nothing acknowledged behind {}", sender.acked().acked));
+            env.counts.rewinds += 1;
             sender.rewind(now);
             *moved = now;
         }
@@ -272,6 +288,7 @@ impl PrimaryHost {
         let committed = self.log.last_sequence();
         let sealed = self.sabotage != Sabotage::SealNotAsked && self.log.producer().sealed();
         if sealed {
+            env.counts.found_sealed += 1;
             self.role.suspect(now, Suspicion::Sealed);
             self.act(env);
             return Some(0);
@@ -311,7 +328,12 @@ impl PrimaryHost {
             return self.recorded(unrecorded, now, env);
         }
         if env.rng.chance(50) {
+            env.counts.kicks += 1;
             self.machine.vm.kick_after = Some(env.rng.below(20));
+        }
+        if self.sabotage == Sabotage::Unrecorded && env.rng.chance(10) && self.machine.vm.at_position() {
+            let clock = self.machine.vm.clock();
+            let Ok(()) = self.machine.vm.apply(clock, Event::Console(b"unrecorded"));
         }
         let positions = env.rng.between(1, 40);
         let step = match &mut self.alone {
@@ -334,6 +356,7 @@ impl PrimaryHost {
             }
             let full = step == Step::Full;
             if full != self.waiting_for_room {
+                env.counts.log_full += u64::from(full);
                 self.waiting_for_room = full;
                 self.report(now);
             }

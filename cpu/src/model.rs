@@ -49,7 +49,8 @@ impl CpuModel {
             0x8000_0001 => [
                 0x0006_0fb1,
                 0,
-                0,
+                // PREFETCHW, a hint.
+                1 << 8,
                 // SYSCALL, NX, FXSR (in FEATURES), 1-GiB pages, long mode.
                 FEATURES | 1 << 11 | 1 << 20 | 1 << 26 | 1 << 29,
             ],

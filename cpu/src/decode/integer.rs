@@ -144,8 +144,10 @@ pub(super) fn build(b: Builder<'_>) -> Outcome<'_> {
         Movsb | Movsw | Movsd | Movsq | Stosb | Stosw | Stosd | Stosq | Lodsb | Lodsw | Lodsd
         | Lodsq | Scasb | Scasw | Scasd | Scasq | Cmpsb | Cmpsw | Cmpsd | Cmpsq | Insb | Insw
         | Insd | Outsb | Outsw | Outsd => return strings(b),
-        Nop | Pause | Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2 | Lfence | Mfence
-        | Sfence | Endbr32 | Endbr64 | Reservednop => b.with(data::nop),
+        Nop | Pause | Prefetch | Prefetchw | Prefetchwt1 | Prefetchnta | Prefetcht0
+        | Prefetcht1 | Prefetcht2 | Lfence | Mfence | Sfence | Endbr32 | Endbr64 | Reservednop => {
+            b.with(data::nop)
+        }
         _ => return conditional(b),
     })
 }

@@ -90,13 +90,19 @@ fn build<'a>(ins: &'a Instruction, raw: &'a [u8], size: CodeSize) -> Builder<'a>
     if ins.mnemonic() == Mnemonic::INVALID {
         return builder.undefined();
     }
-    [integer::build, control::build, sse::build, x87::build, system::build]
-        .into_iter()
-        .try_fold(builder, |builder, build| match build(builder) {
-            Ok(done) => Err(done),
-            Err(builder) => Ok(builder),
-        })
-        .map_or_else(|done| done, Builder::undefined)
+    [
+        integer::build,
+        control::build,
+        sse::build,
+        x87::build,
+        system::build,
+    ]
+    .into_iter()
+    .try_fold(builder, |builder, build| match build(builder) {
+        Ok(done) => Err(done),
+        Err(builder) => Ok(builder),
+    })
+    .map_or_else(|done| done, Builder::undefined)
 }
 
 impl Core {

@@ -14,20 +14,34 @@ type Outcome<'a> = Result<Builder<'a>, Builder<'a>>;
 
 /// Number of an XMM register below 16.
 fn xmm(register: Register) -> Option<u8> {
-    (register as u32).checked_sub(Register::XMM0 as u32).filter(|&i| i < 16).map(|i| i as u8)
+    (register as u32)
+        .checked_sub(Register::XMM0 as u32)
+        .filter(|&i| i < 16)
+        .map(|i| i as u8)
 }
 
 fn mm(register: Register) -> Option<u8> {
-    (register as u32).checked_sub(Register::MM0 as u32).filter(|&i| i < 8).map(|i| i as u8)
+    (register as u32)
+        .checked_sub(Register::MM0 as u32)
+        .filter(|&i| i < 8)
+        .map(|i| i as u8)
 }
 
 impl Builder<'_> {
     fn xmm(&self, i: u32) -> Option<u8> {
-        if self.is_register(i) { xmm(self.ins.op_register(i)) } else { None }
+        if self.is_register(i) {
+            xmm(self.ins.op_register(i))
+        } else {
+            None
+        }
     }
 
     fn mm(&self, i: u32) -> Option<u8> {
-        if self.is_register(i) { mm(self.ins.op_register(i)) } else { None }
+        if self.is_register(i) {
+            mm(self.ins.op_register(i))
+        } else {
+            None
+        }
     }
 
     /// Fills in destination and source of any kind, memory at run time.
@@ -37,7 +51,9 @@ impl Builder<'_> {
                 return None;
             }
             let r = b.ins.op_register(i);
-            xmm(r).or_else(|| mm(r)).or_else(|| general(r).map(|(offset, _)| offset))
+            xmm(r)
+                .or_else(|| mm(r))
+                .or_else(|| general(r).map(|(offset, _)| offset))
         };
         if let Some(dst) = number(&self, 0) {
             self.op.dst = dst;
@@ -113,12 +129,20 @@ fn full_move(mut b: Builder<'_>, aligned: bool) -> Builder<'_> {
         (Some(dst), None) => {
             b.op.dst = dst;
             let e = b.memory();
-            if aligned { b.with(by_form!(e, load; true)) } else { b.with(by_form!(e, load; false)) }
+            if aligned {
+                b.with(by_form!(e, load; true))
+            } else {
+                b.with(by_form!(e, load; false))
+            }
         }
         _ => {
             b.op.src = b.xmm(1).unwrap_or(0);
             let e = b.memory();
-            if aligned { b.with(by_form!(e, store; true)) } else { b.with(by_form!(e, store; false)) }
+            if aligned {
+                b.with(by_form!(e, store; true))
+            } else {
+                b.with(by_form!(e, store; false))
+            }
         }
     }
 }
@@ -131,7 +155,10 @@ fn moves(b: Builder<'_>) -> Outcome<'_> {
         Movups | Movupd | Movdqu => return Ok(full_move(b, false)),
         _ => {}
     }
-    if m == Movsd && b.ins.op_count() > 0 && !matches!(b.ins.op_kind(0), OpKind::Register | OpKind::Memory) {
+    if m == Movsd
+        && b.ins.op_count() > 0
+        && !matches!(b.ins.op_kind(0), OpKind::Register | OpKind::Memory)
+    {
         return Err(b);
     }
     let (to_xmm, from_xmm) = (b.xmm(0).is_some(), b.xmm(1).is_some());
@@ -158,20 +185,36 @@ fn moves(b: Builder<'_>) -> Outcome<'_> {
         Movd if to_xmm && from_memory => sse::scalar_load::<4>,
         Movq if to_xmm && from_memory => sse::scalar_load::<8>,
         Movd | Movq if to_xmm => {
-            if wide { sse::from_general::<8> } else { sse::from_general::<4> }
+            if wide {
+                sse::from_general::<8>
+            } else {
+                sse::from_general::<4>
+            }
         }
         Movd if from_xmm && to_memory => sse::scalar_store::<4>,
         Movq if from_xmm && to_memory => sse::scalar_store::<8>,
         Movd | Movq if from_xmm => {
-            if wide { sse::to_general::<8> } else { sse::to_general::<4> }
+            if wide {
+                sse::to_general::<8>
+            } else {
+                sse::to_general::<4>
+            }
         }
         Movq if to_mm && (from_mm || from_memory) => sse::mmx_load,
         Movq | Movntq if from_mm && to_memory => sse::mmx_store,
         Movd | Movq if to_mm => {
-            if wide { sse::mmx_from::<8> } else { sse::mmx_from::<4> }
+            if wide {
+                sse::mmx_from::<8>
+            } else {
+                sse::mmx_from::<4>
+            }
         }
         Movd | Movq if from_mm => {
-            if wide { sse::mmx_to::<8> } else { sse::mmx_to::<4> }
+            if wide {
+                sse::mmx_to::<8>
+            } else {
+                sse::mmx_to::<4>
+            }
         }
         Movnti if wide => sse::movnti::<8>,
         Movnti => sse::movnti::<4>,
@@ -186,7 +229,10 @@ fn rest(b: Builder<'_>) -> Outcome<'_> {
     use Mnemonic::*;
     let long = b.register(0).is_some_and(|r| r.1 == 8)
         || b.register(1).is_some_and(|r| r.1 == 8)
-        || matches!(b.ins.memory_size(), iced_x86::MemorySize::Int64 | iced_x86::MemorySize::UInt64);
+        || matches!(
+            b.ins.memory_size(),
+            iced_x86::MemorySize::Int64 | iced_x86::MemorySize::UInt64
+        );
     let destination_long = b.register(0).is_some_and(|r| r.1 == 8);
     let mmx = b.mm(0).is_some() || b.mm(1).is_some();
     let handler: Handler = match b.ins.mnemonic() {
@@ -227,7 +273,11 @@ fn rest(b: Builder<'_>) -> Outcome<'_> {
         Shufps => packed::shufps,
         Shufpd => packed::shufpd,
         // The form with a memory destination is SSE4.1's.
-        Pextrw if b.is_memory(0) || b.ins.code() == iced_x86::Code::Pextrw_r32m16_xmm_imm8 || b.ins.code() == iced_x86::Code::Pextrw_r64m16_xmm_imm8 => {
+        Pextrw
+            if b.is_memory(0)
+                || b.ins.code() == iced_x86::Code::Pextrw_r32m16_xmm_imm8
+                || b.ins.code() == iced_x86::Code::Pextrw_r64m16_xmm_imm8 =>
+        {
             return Err(b);
         }
         Pextrw if mmx => packed::pextrw::<true>,
@@ -264,11 +314,19 @@ fn masked(mut b: Builder<'_>, mmx: bool) -> Builder<'_> {
         _ => {}
     }
     let mmx = mmx || b.mm(2).is_some();
-    if mmx { b.with(sse::maskmov::<true>) } else { b.with(sse::maskmov::<false>) }
+    if mmx {
+        b.with(sse::maskmov::<true>)
+    } else {
+        b.with(sse::maskmov::<false>)
+    }
 }
 
 fn state(mut b: Builder<'_>, width: u16) -> Builder<'_> {
     b.any_memory();
     b.op.aux = width;
-    if matches!(b.ins.mnemonic(), Mnemonic::Fxsave | Mnemonic::Fxsave64) { b.with(sse::fxsave) } else { b.with(sse::fxrstor) }
+    if matches!(b.ins.mnemonic(), Mnemonic::Fxsave | Mnemonic::Fxsave64) {
+        b.with(sse::fxsave)
+    } else {
+        b.with(sse::fxrstor)
+    }
 }

@@ -12,7 +12,9 @@ pub(super) fn build(mut b: Builder<'_>) -> Outcome<'_> {
     if b.ins.mnemonic() == Mnemonic::Wait {
         return Ok(b.with(x87::wait));
     }
-    let Some(at) = b.raw.iter().position(|&x| !prefix(x)) else { return Err(b) };
+    let Some(at) = b.raw.iter().position(|&x| !prefix(x)) else {
+        return Err(b);
+    };
     let (opcode, modrm) = (b.raw[at], b.raw.get(at + 1).copied().unwrap_or(0));
     if !(0xd8..=0xdf).contains(&opcode) {
         return Err(b);
@@ -67,10 +69,12 @@ fn register_form(mut b: Builder<'_>, opcode: u8, modrm: u8) -> Outcome<'_> {
         Fninit => b.with(x87::fninit),
         Fnclex => b.with(x87::fnclex),
         Fneni | Fndisi | Fnsetpm => b.with(crate::exec::data::nop),
-        Fadd | Faddp | Fmul | Fmulp | Fsub | Fsubp | Fsubr | Fsubrp | Fdiv | Fdivp | Fdivr | Fdivrp | Fcom | Fcomp | Fcompp | Fucom
-        | Fucomp | Fucompp | Fld | Fst | Fstp | Fxch | Fchs | Fabs | Ftst | Fxam | Fld1 | Fldl2t | Fldl2e | Fldpi | Fldlg2 | Fldln2
-        | Fldz | Fxtract | Fprem | Fprem1 | Fdecstp | Fincstp | Fsqrt | Frndint | Fscale | Fnop | Ffree | Ffreep | Fcmovb | Fcmove
-        | Fcmovbe | Fcmovu | Fcmovnb | Fcmovne | Fcmovnbe | Fcmovnu | Fcomi | Fcomip | Fucomi | Fucomip => {
+        Fadd | Faddp | Fmul | Fmulp | Fsub | Fsubp | Fsubr | Fsubrp | Fdiv | Fdivp | Fdivr
+        | Fdivrp | Fcom | Fcomp | Fcompp | Fucom | Fucomp | Fucompp | Fld | Fst | Fstp | Fxch
+        | Fchs | Fabs | Ftst | Fxam | Fld1 | Fldl2t | Fldl2e | Fldpi | Fldlg2 | Fldln2 | Fldz
+        | Fxtract | Fprem | Fprem1 | Fdecstp | Fincstp | Fsqrt | Frndint | Fscale | Fnop
+        | Ffree | Ffreep | Fcmovb | Fcmove | Fcmovbe | Fcmovu | Fcmovnb | Fcmovne | Fcmovnbe
+        | Fcmovnu | Fcomi | Fcomip | Fucomi | Fucomip => {
             b.op.aux = matches!(m, Fcomi | Fcomip | Fucomi | Fucomip).into();
             b.op.src = opcode - 0xd8;
             b.op.dst = modrm & 0x3f;

@@ -105,7 +105,11 @@ pub(crate) fn accept(c: &mut Core, flags: u32) -> Result<(), Raised> {
     // An unmasked exception of the operands (invalid, denormal, divide by zero) ends the operation before there
     // is a result that could be inexact or out of range (SDM vol. 1, 11.5.2).
     c.fpu.mxcsr |= if unmasked & 7 != 0 { flags & 7 } else { flags };
-    Err(if c.cr4 & CR4_OSXMMEXCPT != 0 { c.raise(VECTOR_XM) } else { c.ud() })
+    Err(if c.cr4 & CR4_OSXMMEXCPT != 0 {
+        c.raise(VECTOR_XM)
+    } else {
+        c.ud()
+    })
 }
 
 /// A source of `n` bytes, aligned if 16.
@@ -117,7 +121,11 @@ fn source(c: &mut Core, op: At, n: usize) -> Result<u128, Raised> {
         return c.source_128(op);
     }
     let at = run_time_address(c, op, n, false)?;
-    if n == 4 { c.load::<u32>(at, op.seg).map(u128::from) } else { c.load::<u64>(at, op.seg).map(u128::from) }
+    if n == 4 {
+        c.load::<u32>(at, op.seg).map(u128::from)
+    } else {
+        c.load::<u64>(at, op.seg).map(u128::from)
+    }
 }
 
 pub(crate) fn arithmetic<F: Float>(c: &mut Core, op: At) -> Flow {
@@ -242,13 +250,24 @@ pub(crate) fn from_mmx<const DOUBLE: bool>(c: &mut Core, op: At) -> Flow {
     }
     let b = vector(ok!(c, op, c.source_64(op)).into());
     let a = c.xmm(op.dst);
-    let (r, flags) = if DOUBLE { Cvtdq2pd::apply(vector(a), b, c.fpu.mxcsr) } else { Cvtdq2ps::apply(vector(a), b, c.fpu.mxcsr) };
+    let (r, flags) = if DOUBLE {
+        Cvtdq2pd::apply(vector(a), b, c.fpu.mxcsr)
+    } else {
+        Cvtdq2ps::apply(vector(a), b, c.fpu.mxcsr)
+    };
     ok!(c, op, accept(c, flags));
     if touches {
         c.enter_mmx();
     }
     let low = u128::from(u64::MAX);
-    c.set_xmm(op.dst, if DOUBLE { bits(r) } else { a & !low | bits(r) & low });
+    c.set_xmm(
+        op.dst,
+        if DOUBLE {
+            bits(r)
+        } else {
+            a & !low | bits(r) & low
+        },
+    );
     op.next(c)
 }
 
@@ -302,10 +321,18 @@ pub(crate) fn approximate<const ROOT: bool, const SCALAR: bool>(c: &mut Core, op
     ok!(c, op, c.sse());
     let b = ok!(c, op, source(c, op, if SCALAR { 4 } else { 16 }));
     let lanes = if SCALAR { 1 } else { 4 };
-    let mut r = if SCALAR { c.xmm(op.dst) & !0xffff_ffff } else { 0 };
+    let mut r = if SCALAR {
+        c.xmm(op.dst) & !0xffff_ffff
+    } else {
+        0
+    };
     for i in 0..lanes {
         let x = (b >> (32 * i)) as u32;
-        let y = if ROOT { reciprocal_root(x) } else { reciprocal(x) };
+        let y = if ROOT {
+            reciprocal_root(x)
+        } else {
+            reciprocal(x)
+        };
         r |= u128::from(y) << (32 * i);
     }
     c.set_xmm(op.dst, r);

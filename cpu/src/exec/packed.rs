@@ -38,7 +38,11 @@ impl Core {
 
     #[cold]
     fn no_sse(&mut self) -> Raised {
-        if self.cr0 & CR0_EM != 0 || self.cr4 & CR4_OSFXSR == 0 { self.ud() } else { self.raise(VECTOR_NM) }
+        if self.cr0 & CR0_EM != 0 || self.cr4 & CR4_OSFXSR == 0 {
+            self.ud()
+        } else {
+            self.raise(VECTOR_NM)
+        }
     }
 
     /// #UD, #NM or #MF unless MMX is switched on and no x87 exception waits.
@@ -92,7 +96,11 @@ impl Core {
     /// #GP(0) for an address that is not a multiple of 16.
     #[inline(always)]
     pub(crate) fn aligned(&mut self, at: u64) -> Result<(), Raised> {
-        if at & 15 != 0 { Err(self.raise_code(VECTOR_GP, 0)) } else { Ok(()) }
+        if at & 15 != 0 {
+            Err(self.raise_code(VECTOR_GP, 0))
+        } else {
+            Ok(())
+        }
     }
 
     /// An MMX register or 8 bytes of memory.
@@ -222,7 +230,10 @@ pub(crate) fn mm<P: Packed>(c: &mut Core, op: At) -> Flow {
         }
         Lanes::UnpackHigh => {
             // The upper halves moved to where the operation looks for them.
-            bits(P::apply(vector(u128::from(a >> 32) << 64), vector(u128::from(b >> 32) << 64)))
+            bits(P::apply(
+                vector(u128::from(a >> 32) << 64),
+                vector(u128::from(b >> 32) << 64),
+            ))
         }
     };
     c.enter_mmx();
@@ -233,7 +244,10 @@ pub(crate) fn mm<P: Packed>(c: &mut Core, op: At) -> Flow {
 /// PSLLW and kin by an immediate.
 pub(crate) fn xmm_count<P: Packed>(c: &mut Core, op: At) -> Flow {
     ok!(c, op, c.sse());
-    c.set_xmm(op.dst, bits(P::apply(vector(c.xmm(op.dst)), vector(op.imm.into()))));
+    c.set_xmm(
+        op.dst,
+        bits(P::apply(vector(c.xmm(op.dst)), vector(op.imm.into()))),
+    );
     op.next(c)
 }
 
@@ -251,7 +265,11 @@ pub(crate) fn shift_bytes<const LEFT: bool>(c: &mut Core, op: At) -> Flow {
     ok!(c, op, c.sse());
     let n = (op.imm as u32).min(16) * 8;
     let v = c.xmm(op.dst);
-    let r = if LEFT { v.checked_shl(n) } else { v.checked_shr(n) };
+    let r = if LEFT {
+        v.checked_shl(n)
+    } else {
+        v.checked_shr(n)
+    };
     c.set_xmm(op.dst, r.unwrap_or(0));
     op.next(c)
 }
@@ -276,7 +294,11 @@ pub(crate) fn pshufw_half<const HIGH: bool>(c: &mut Core, op: At) -> Flow {
     ok!(c, op, c.sse());
     let v = ok!(c, op, c.source_128(op));
     let low = v & u128::from(u64::MAX);
-    let r = if HIGH { pick(v >> 64, 16, op.imm) << 64 | low } else { pick(low, 16, op.imm) | v >> 64 << 64 };
+    let r = if HIGH {
+        pick(v >> 64, 16, op.imm) << 64 | low
+    } else {
+        pick(low, 16, op.imm) | v >> 64 << 64
+    };
     c.set_xmm(op.dst, r);
     op.next(c)
 }
@@ -365,7 +387,9 @@ pub(crate) fn pmovmskb<const MMX: bool>(c: &mut Core, op: At) -> Flow {
 pub(crate) fn movmsk<const WIDTH: u32>(c: &mut Core, op: At) -> Flow {
     ok!(c, op, c.sse());
     let v = c.xmm(op.src);
-    let mask = (0..128 / WIDTH).fold(0, |m, i| m | ((v >> (i * WIDTH + WIDTH - 1)) as u64 & 1) << i);
+    let mask = (0..128 / WIDTH).fold(0, |m, i| {
+        m | ((v >> (i * WIDTH + WIDTH - 1)) as u64 & 1) << i
+    });
     c.set_reg(op.dst, mask);
     op.next(c)
 }

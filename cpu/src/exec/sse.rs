@@ -64,7 +64,15 @@ pub(crate) fn scalar_store<const N: usize>(c: &mut Core, op: At) -> Flow {
     ok!(c, op, c.sse());
     let at = ok!(c, op, run_time_address(c, op, N, true));
     let v = c.xmm(op.src) as u64;
-    ok!(c, op, if N == 4 { c.store::<u32>(at, op.seg, v as u32) } else { c.store::<u64>(at, op.seg, v) });
+    ok!(
+        c,
+        op,
+        if N == 4 {
+            c.store::<u32>(at, op.seg, v as u32)
+        } else {
+            c.store::<u64>(at, op.seg, v)
+        }
+    );
     op.next(c)
 }
 
@@ -78,7 +86,11 @@ pub(crate) fn movq_rr(c: &mut Core, op: At) -> Flow {
 /// MOVD and MOVQ from a general register; `N` bytes.
 pub(crate) fn from_general<const N: usize>(c: &mut Core, op: At) -> Flow {
     ok!(c, op, c.sse());
-    let v = if N == 4 { u128::from(c.reg::<u32>(op.src)) } else { u128::from(c.reg::<u64>(op.src)) };
+    let v = if N == 4 {
+        u128::from(c.reg::<u32>(op.src))
+    } else {
+        u128::from(c.reg::<u64>(op.src))
+    };
     c.set_xmm(op.dst, v);
     op.next(c)
 }
@@ -87,7 +99,11 @@ pub(crate) fn from_general<const N: usize>(c: &mut Core, op: At) -> Flow {
 pub(crate) fn to_general<const N: usize>(c: &mut Core, op: At) -> Flow {
     ok!(c, op, c.sse());
     let v = c.xmm(op.src) as u64;
-    if N == 4 { c.set_reg(op.dst, v as u32) } else { c.set_reg(op.dst, v) }
+    if N == 4 {
+        c.set_reg(op.dst, v as u32)
+    } else {
+        c.set_reg(op.dst, v)
+    }
     op.next(c)
 }
 
@@ -97,7 +113,14 @@ pub(crate) fn half_load<const HIGH: bool>(c: &mut Core, op: At) -> Flow {
     let at = ok!(c, op, run_time_address(c, op, 8, false));
     let v = u128::from(ok!(c, op, c.load::<u64>(at, op.seg)));
     let old = c.xmm(op.dst);
-    c.set_xmm(op.dst, if HIGH { old & LOW | v << 64 } else { old & !LOW | v });
+    c.set_xmm(
+        op.dst,
+        if HIGH {
+            old & LOW | v << 64
+        } else {
+            old & !LOW | v
+        },
+    );
     op.next(c)
 }
 
@@ -128,7 +151,11 @@ pub(crate) fn movnti<const N: usize>(c: &mut Core, op: At) -> Flow {
     ok!(
         c,
         op,
-        if N == 4 { c.store::<u32>(at, op.seg, c.reg::<u32>(op.src)) } else { c.store::<u64>(at, op.seg, c.reg::<u64>(op.src)) }
+        if N == 4 {
+            c.store::<u32>(at, op.seg, c.reg::<u32>(op.src))
+        } else {
+            c.store::<u64>(at, op.seg, c.reg::<u64>(op.src))
+        }
     );
     op.next(c)
 }
@@ -156,7 +183,11 @@ pub(crate) fn mmx_from<const N: usize>(c: &mut Core, op: At) -> Flow {
     ok!(c, op, c.mmx());
     let v = if op.aux & IN_MEMORY != 0 {
         let at = ok!(c, op, run_time_address(c, op, N, false));
-        if N == 4 { u64::from(ok!(c, op, c.load::<u32>(at, op.seg))) } else { ok!(c, op, c.load::<u64>(at, op.seg)) }
+        if N == 4 {
+            u64::from(ok!(c, op, c.load::<u32>(at, op.seg)))
+        } else {
+            ok!(c, op, c.load::<u64>(at, op.seg))
+        }
     } else if N == 4 {
         u64::from(c.reg::<u32>(op.src))
     } else {
@@ -173,7 +204,15 @@ pub(crate) fn mmx_to<const N: usize>(c: &mut Core, op: At) -> Flow {
     let v = c.mm(op.src);
     if op.aux & IN_MEMORY != 0 {
         let at = ok!(c, op, run_time_address(c, op, N, true));
-        ok!(c, op, if N == 4 { c.store::<u32>(at, op.seg, v as u32) } else { c.store::<u64>(at, op.seg, v) });
+        ok!(
+            c,
+            op,
+            if N == 4 {
+                c.store::<u32>(at, op.seg, v as u32)
+            } else {
+                c.store::<u64>(at, op.seg, v)
+            }
+        );
     } else if N == 4 {
         c.set_reg(op.dst, v as u32);
     } else {
@@ -213,10 +252,18 @@ pub(crate) fn maskmov<const MMX: bool>(c: &mut Core, op: At) -> Flow {
     let (data, mask) = (data.to_le_bytes(), mask.to_le_bytes());
     // All pages that will be written are checked before the first byte is.
     for i in (0..n).filter(|&i| mask[i] & 0x80 != 0) {
-        ok!(c, op, c.load_for_write::<u8>(at.wrapping_add(i as u64), op.seg));
+        ok!(
+            c,
+            op,
+            c.load_for_write::<u8>(at.wrapping_add(i as u64), op.seg)
+        );
     }
     for i in (0..n).filter(|&i| mask[i] & 0x80 != 0) {
-        ok!(c, op, c.store::<u8>(at.wrapping_add(i as u64), op.seg, data[i]));
+        ok!(
+            c,
+            op,
+            c.store::<u8>(at.wrapping_add(i as u64), op.seg, data[i])
+        );
     }
     if MMX {
         c.enter_mmx();

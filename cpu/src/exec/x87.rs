@@ -55,7 +55,11 @@ impl Fpu {
     fn full_tags(&self) -> u16 {
         // FRSTOR and FLDENV look only at "empty or not"; FNSAVE and FNSTENV classify.
         (0..8).fold(0, |t, i| {
-            let tag = if self.tags >> i & 1 == 0 { 3 } else { class(self.st[i]) };
+            let tag = if self.tags >> i & 1 == 0 {
+                3
+            } else {
+                class(self.st[i])
+            };
             t | tag << (2 * i)
         })
     }
@@ -246,13 +250,20 @@ pub(crate) fn fldcw(c: &mut Core, op: At) -> Flow {
 
 /// Bytes of the environment: 14 with a 16-bit operand size, else 28.
 fn environment_bytes(c: &Core, op: At) -> usize {
-    if (c.code_size == CodeSize::Bits16) != (op.aux != 0) { 14 } else { 28 }
+    if (c.code_size == CodeSize::Bits16) != (op.aux != 0) {
+        14
+    } else {
+        28
+    }
 }
 
 fn environment(fpu: &Fpu, n: usize) -> [u8; 28] {
     let step = n / 7;
     let mut bytes = [0; 28];
-    for (i, word) in [fpu.control, fpu.status, fpu.full_tags()].into_iter().enumerate() {
+    for (i, word) in [fpu.control, fpu.status, fpu.full_tags()]
+        .into_iter()
+        .enumerate()
+    {
         bytes[i * step..i * step + 2].copy_from_slice(&word.to_le_bytes());
         if step == 4 {
             bytes[i * step + 2..i * step + 4].fill(0xff);

@@ -135,17 +135,8 @@ proptest! {
         take_outputs(&mut saved, &mut log);
         let state = saved.save().unwrap();
         let text = serde_json::to_string(&state).unwrap();
-        let mut restored = Machine::restore(&serde_json::from_str(&text).unwrap(), SOFT, |ram| {
-            let mut offset = 0;
-            let mut result = Ok(());
-            saved.ram().for_each_chunk(0, saved.ram().bytes(), |chunk| {
-                if result.is_ok() {
-                    result = ram.write(offset, chunk);
-                }
-                offset += chunk.len() as u64;
-            });
-            result
-        }).unwrap();
+        let state = serde_json::from_str(&text).unwrap();
+        let mut restored = Machine::restore(&state, SOFT, |ram| copy_memory(&saved, ram)).unwrap();
         prop_assert_eq!(restored.digest(DigestScope::Full).unwrap(), saved.digest(DigestScope::Full).unwrap());
         let mut random = Random(at);
         let expected = run_to_the_end(&mut saved, || u64::MAX / 2);

@@ -10,7 +10,7 @@ use crate::ft::vm::VirtualTime;
 pub const NANOSECONDS: u64 = 1_000_000_000;
 
 /// `clock(p) = anchor_time + (p - anchor_position) * rate`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VirtualClock {
     anchor_time: VirtualTime,
     anchor_position: Position,

@@ -7,14 +7,15 @@ use lockstep_cpu::{CpuState, DescriptorTable, Segment};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::bus::MachineBus;
+use super::engine::Position;
 use super::memory::GuestRam;
 use crate::ft::vm::DigestScope;
 
-/// XXH3 over the CPU's registers and then every device with the clock.
-pub fn state(cpu: &CpuState, bus: &MachineBus) -> u64 {
+/// XXH3 over the CPU's registers, the time at `position`, and every device.
+pub fn state(cpu: &CpuState, bus: &MachineBus, position: Position) -> u64 {
     let mut hasher = Xxh3::new();
     hash_cpu(cpu, &mut hasher);
-    bus.hash(&mut hasher);
+    bus.hash_at(position, &mut hasher);
     hasher.finish()
 }
 

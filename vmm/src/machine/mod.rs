@@ -290,7 +290,7 @@ impl Vm for Machine {
         self.require_position()?;
         let cpu = self.engine.state()?;
         Ok(StateDigest {
-            state: digest::state(&cpu, &self.bus),
+            state: digest::state(&cpu, &self.bus, self.engine.position()),
             memory: digest::memory(&self.ram, scope),
         })
     }

@@ -7,6 +7,7 @@ use std::arch::global_asm;
 
 use lockstep_vmm::ft::vm::{DigestScope, Event, OutputKind, StateDigest, Vm};
 use lockstep_vmm::machine::engine::{EngineKind, Position, Stop};
+use lockstep_vmm::machine::memory::{GuestRam, MemoryError};
 use lockstep_vmm::machine::{Machine, MachineConfig};
 
 /// A generator whose whole state is its seed (Steele, Lea, Flood: SplitMix64).
@@ -300,6 +301,20 @@ pub fn udp(config: &MachineConfig, port: u16, payload: &[u8]) -> Vec<u8> {
 /// The payload of a datagram that the tenant sent, without its memcached header.
 pub fn answer(frame: &[u8]) -> String {
     String::from_utf8_lossy(frame.get(14 + 20 + 8 + 8..).unwrap_or(&[])).into_owned()
+}
+
+/// Copies the memory of `machine` into the RAM of a machine that is being restored.
+pub fn copy_memory(machine: &Machine, ram: &GuestRam) -> Result<(), MemoryError> {
+    let (mut offset, mut result) = (0, Ok(()));
+    machine
+        .ram()
+        .for_each_chunk(0, machine.ram().bytes(), |chunk| {
+            if result.is_ok() {
+                result = ram.write(offset, chunk);
+            }
+            offset += chunk.len() as u64;
+        });
+    result
 }
 
 /// What happened at a position.

@@ -178,12 +178,7 @@ impl VirtioNet {
                 Ok(())
             }
             // Kicks for receive buffers are wanted only while a frame waits for one.
-            Effect::Live => match self.transport.queue(RECEIVE) {
-                Some(queue) => queue
-                    .disable_notification(memory)
-                    .map_err(DriverFault::from),
-                None => Ok(()),
-            },
+            Effect::Live => self.want_receive_kicks(false, memory, written),
             Effect::Notify(TRANSMIT) => self.transmit(memory, outputs, written),
             Effect::Notify(_) => self.receive_backlog(memory, outputs, written),
         };
@@ -208,6 +203,7 @@ impl VirtioNet {
         let Some(queue) = self.transport.queue(TRANSMIT) else {
             return Ok(());
         };
+        note_used_ring(queue, written);
         let mut used = false;
         // Not "until empty": rings that overlap could feed themselves for ever.
         for _ in 0..queue.size() {
@@ -228,11 +224,8 @@ impl VirtioNet {
             queue.add_used(memory, head, 0)?;
             used = true;
         }
-        if used {
-            note_used_ring(queue, written);
-            if queue.needs_notification(memory)? {
-                self.transport.raise_used();
-            }
+        if used && queue.needs_notification(memory)? {
+            self.transport.raise_used();
         }
         if let Some(queue) = self.transport.queue(TRANSMIT) {
             queue.enable_notification(memory)?;
@@ -279,9 +272,7 @@ impl VirtioNet {
         let delivery = self.deliver(frame, memory, written)?;
         if delivery == Delivery::NoBuffer {
             self.hold(frame, outputs);
-            if let Some(queue) = self.transport.queue(RECEIVE) {
-                queue.enable_notification(memory)?;
-            }
+            self.want_receive_kicks(true, memory, written)?;
         }
         self.notify_received(delivery == Delivery::Done, memory)
     }
@@ -305,14 +296,27 @@ impl VirtioNet {
             }
             outputs.recycle(frame);
         }
+        self.want_receive_kicks(!self.backlog.is_empty(), memory, written)?;
+        self.notify_received(delivered, memory)
+    }
+
+    /// Says to the driver whether it is to kick when it offers receive buffers.
+    fn want_receive_kicks(
+        &mut self,
+        wanted: bool,
+        memory: &GuestMemoryMmap,
+        written: &mut WrittenRanges,
+    ) -> Result<(), DriverFault> {
         if let Some(queue) = self.transport.queue(RECEIVE) {
-            if self.backlog.is_empty() {
-                queue.disable_notification(memory)?;
-            } else {
+            note_used_ring(queue, written);
+            if wanted {
+                // Whether buffers came in the meantime need not be asked: the guest stands still.
                 queue.enable_notification(memory)?;
+            } else {
+                queue.disable_notification(memory)?;
             }
         }
-        self.notify_received(delivered, memory)
+        Ok(())
     }
 
     fn notify_received(
@@ -350,10 +354,10 @@ impl VirtioNet {
             self.counters.dropped_unfit += 1;
             return Ok(Delivery::Unfit);
         }
+        note_used_ring(queue, written);
         scatter(memory, &self.segments, 0, &RECEIVED_HEADER, written)?;
         scatter(memory, &self.segments, HEADER_BYTES, frame, written)?;
         queue.add_used(memory, head, needed as u32)?;
-        note_used_ring(queue, written);
         self.counters.received += 1;
         Ok(Delivery::Done)
     }
@@ -464,14 +468,15 @@ fn scatter(
             .checked_add(skipped as u64)
             .ok_or(DriverFault)?;
         let (now, later) = bytes.split_at(length);
-        memory.write_slice(now, GuestAddress(address))?;
+        // Noted first: a buffer that ends outside RAM is written in part.
         written.add(address, length as u64);
+        memory.write_slice(now, GuestAddress(address))?;
         bytes = later;
     }
     Ok(())
 }
 
-/// The device wrote the used ring: flags, index, elements, `avail_event` (2.7.8).
+/// The device is about to write the used ring: flags, index, elements, `avail_event` (2.7.8).
 fn note_used_ring(queue: &Queue, written: &mut WrittenRanges) {
     written.add(queue.used_ring(), 6 + 8 * u64::from(queue.size()));
 }

@@ -4,6 +4,8 @@ mod support;
 
 use std::net::UdpSocket;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use lockstep_bench::load::echo::{self, EchoConfig};
@@ -116,7 +118,7 @@ fn a_stall_counts_for_every_request_that_was_due_in_it() {
         report.worst_gap
     );
     assert!(
-        report.worst_gap.length < stall * 3,
+        report.worst_gap.length < stall * 5,
         "{:?}",
         report.worst_gap
     );
@@ -335,16 +337,22 @@ fn echo_counts_what_came_back_and_what_did_not() {
     socket
         .set_read_timeout(Some(Duration::from_secs(2)))
         .expect("a timeout");
-    let server = std::thread::spawn(move || {
-        let mut datagram = [0; 2048];
-        let mut seen = 0_u64;
-        while let Ok((length, from)) = socket.recv_from(&mut datagram) {
-            seen += 1;
-            if datagram[..length] == *b"stop" {
-                break;
-            }
-            if !seen.is_multiple_of(50) {
-                socket.send_to(&datagram[..length], from).expect("sent");
+    let dropped = Arc::new(AtomicU64::new(0));
+    let server = std::thread::spawn({
+        let dropped = Arc::clone(&dropped);
+        move || {
+            let mut datagram = [0; 2048];
+            let mut seen = 0_u64;
+            while let Ok((length, from)) = socket.recv_from(&mut datagram) {
+                seen += 1;
+                if datagram[..length] == *b"stop" {
+                    break;
+                }
+                if seen.is_multiple_of(50) {
+                    dropped.fetch_add(1, Ordering::SeqCst);
+                } else {
+                    socket.send_to(&datagram[..length], from).expect("sent");
+                }
             }
         }
     });
@@ -354,16 +362,19 @@ fn echo_counts_what_came_back_and_what_did_not() {
             payload_bytes: 64,
             spin,
             interval: Duration::ZERO,
-            timeout: Duration::from_millis(10),
+            timeout: Duration::from_millis(60),
         };
-        let report = echo::run(&config, Duration::from_millis(150)).expect("ran");
-        assert!(report.answered > 100, "{report:?}");
+        let before = dropped.load(Ordering::SeqCst);
+        let report = echo::run(&config, Duration::from_millis(300)).expect("ran");
+        let dropped = dropped.load(Ordering::SeqCst) - before;
+        assert!(report.answered > 49 && dropped > 0, "{report:?}");
+        // On a busy host a reply may be late.
         assert!(
-            report.lost > 0 && report.lost <= report.answered / 20,
-            "{report:?}"
+            (dropped..=dropped + 2).contains(&report.lost),
+            "{dropped}: {report:?}"
         );
         assert_eq!(report.latency.count(), report.answered + report.lost);
-        assert!(report.latency.max() >= 9_990_000, "{report:?}");
+        assert!(report.latency.max() >= 59_900_000, "{report:?}");
     }
     let refused = EchoConfig {
         target,

@@ -37,7 +37,7 @@ impl ReceivedCursor {
     }
 
     /// The receiver has checked everything before `cursor`. Wakes nobody.
-    pub(crate) fn advance(&self, cursor: u64) {
+    pub fn advance(&self, cursor: u64) {
         // Release: pairs with the Acquire in `get`.
         self.0.cursor.store(cursor, Ordering::Release);
     }

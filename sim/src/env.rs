@@ -27,7 +27,9 @@ pub enum Message {
     /// The connection was closed by the other end, or by its kernel.
     Closed,
     /// A frame for the guest.
-    Frame([u8; 8]),
+    Frame(Vec<u8>),
+    /// The operator presses the button.
+    PowerButton,
     /// The storage answered.
     Arbiter(Answer),
 }
@@ -45,6 +47,8 @@ pub enum Happening {
     Announcement(Side),
     /// A claim reaches the storage.
     AtStorage(Side, Claim),
+    /// A frame for nobody in particular reaches the switch.
+    Noise,
     /// The network between the replicas delivers a close, which is not lost, only held up by a cut.
     Close(Side),
 }
@@ -280,6 +284,11 @@ impl Env {
         for delay in self.fate(self.network).into_iter().flatten() {
             self.schedule(self.now + delay, Happening::FromClient(request));
         }
+    }
+
+    /// The next frame of noise, after `delay`.
+    pub fn noise_after(&mut self, delay: u64) {
+        self.schedule(self.now + delay, Happening::Noise);
     }
 
     /// A side says that the machine's address lives with it.

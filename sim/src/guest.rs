@@ -52,6 +52,7 @@ pub struct Guest {
     timer: VirtualTime,
     ticks: u64,
     halted: bool,
+    off: bool,
     queue: VecDeque<Request>,
     current: Option<(Request, u64)>,
     table: [u64; KEYS],
@@ -76,6 +77,7 @@ impl Guest {
             timer: spec.tick,
             ticks: 0,
             halted: false,
+            off: false,
             queue: VecDeque::with_capacity(QUEUE),
             current: None,
             table: [0; KEYS],
@@ -107,7 +109,7 @@ impl Guest {
     }
 
     fn registers(&self) -> u64 {
-        let flags = u64::from(self.halted) | (self.queue.len() as u64) << 8;
+        let flags = u64::from(self.halted) | u64::from(self.off) << 1 | (self.queue.len() as u64) << 8;
         let mut digest = self.register;
         let mut add = |value: u64| digest = mix(digest.rotate_left(5) ^ value);
         [self.clock, self.timer, self.ticks, flags].into_iter().for_each(&mut add);
@@ -177,7 +179,7 @@ impl Guest {
     }
 
     fn look_at_timer(&mut self) {
-        if self.timer <= self.clock {
+        if self.timer <= self.clock && !self.off {
             self.ticks += 1;
             self.timer = self.clock + self.spec.tick;
             self.register = mix(self.register ^ self.ticks);
@@ -205,7 +207,7 @@ impl Vm for Guest {
     }
 
     fn next_timer(&self) -> Option<VirtualTime> {
-        Some(self.timer)
+        (!self.off).then_some(self.timer)
     }
 
     fn run(&mut self, until: Position) -> Result<Stop, Infallible> {
@@ -237,11 +239,12 @@ impl Vm for Guest {
         self.clock = clock;
         self.look_at_timer();
         match event {
+            _ if self.off => {}
             Event::Frame(bytes) => {
-                if let Some(request) = Request::decode(bytes)
-                    && self.queue.len() < QUEUE
-                {
-                    self.queue.push_back(request);
+                match Request::decode(bytes) {
+                    Some(request) if self.queue.len() < QUEUE => self.queue.push_back(request),
+                    Some(_) => {}
+                    None => self.register = mix(self.register ^ xxh3_64(bytes)),
                 }
                 self.halted = false;
             }
@@ -249,7 +252,11 @@ impl Vm for Guest {
                 self.register = mix(self.register ^ xxh3_64(bytes));
                 self.halted = false;
             }
-            Event::PowerButton => self.say(OutputKind::PowerOff, &[]),
+            Event::PowerButton => {
+                self.say(OutputKind::PowerOff, &[]);
+                self.off = true;
+                self.halted = true;
+            }
             Event::Clock => {}
         }
         Ok(())

@@ -6,7 +6,7 @@ use lockstep_logchan::entry::Sequence;
 use lockstep_vmm::ft::gate::{OutputGate, OutputSink, ReleaseLimit};
 use lockstep_vmm::ft::log::{LogDraft, LogWrite};
 use lockstep_vmm::ft::recorder::{RecordError, Recorder};
-use lockstep_vmm::ft::vm::{Output, OutputKind, Stop, Vm};
+use lockstep_vmm::ft::vm::{Event, Output, OutputKind, Stop, Vm};
 
 use crate::env::Env;
 use crate::guest::Guest;
@@ -35,8 +35,11 @@ pub struct Machine {
     pub gate: OutputGate,
     /// To be sent before anything that is in the gate.
     pub resend: VecDeque<Output>,
-    card: VecDeque<[u8; 8]>,
+    card: VecDeque<Vec<u8>>,
+    power_button: bool,
     halted: bool,
+    /// It said that it is off, and the world knows.
+    off: bool,
     /// The output at the front has left and is not accounted for yet.
     left: bool,
 }
@@ -51,24 +54,51 @@ impl Machine {
             gate: OutputGate::new(),
             resend: VecDeque::new(),
             card: VecDeque::new(),
+            power_button: false,
+            off: false,
             halted: false,
             left: false,
         }
     }
 
     /// A frame reached the host.
-    pub fn frame(&mut self, frame: [u8; 8]) {
+    pub fn frame(&mut self, frame: Vec<u8>) {
         if self.card.len() < CARD {
             self.card.push_back(frame);
         }
     }
 
-    /// Hands the oldest frame to the guest.
-    pub fn take_frame<L: LogWrite>(&mut self, log: &mut L, now: u64) -> Step {
+    /// The operator pressed the button.
+    pub const fn power_button(&mut self) {
+        self.power_button = true;
+    }
+
+    /// Whether it is off, and the world knows.
+    #[must_use]
+    pub const fn off(&self) -> bool {
+        self.off
+    }
+
+    /// Hands the button, or the oldest frame, to the guest.
+    pub fn take_event<L: LogWrite>(&mut self, log: &mut L, now: u64) -> Step {
+        if !self.power_button || !self.vm.at_position() {
+            return self.take_frame(log, now);
+        }
+        match self.recorder.event(&mut self.vm, log, Event::PowerButton, now) {
+            Ok(_) => {
+                self.power_button = false;
+                self.halted = false;
+                Step::Ran(1)
+            }
+            Err(_) => Step::Full,
+        }
+    }
+
+    fn take_frame<L: LogWrite>(&mut self, log: &mut L, now: u64) -> Step {
         let Some(frame) = self.card.front().filter(|_| self.vm.at_position()) else {
             return Step::Idle;
         };
-        let Ok(mut draft) = log.draft(64) else { return Step::Full };
+        let Ok(mut draft) = log.draft(1_000) else { return Step::Full };
         draft.payload_mut()[..frame.len()].copy_from_slice(frame);
         let length = frame.len();
         match self.recorder.frame(&mut self.vm, draft, length, now) {
@@ -128,6 +158,7 @@ impl Machine {
                 None => self.gate.sent(),
             };
             if let Some(output) = sent {
+                self.off |= output.kind == OutputKind::PowerOff;
                 self.vm.recycle(output);
             }
             return None;
@@ -160,7 +191,7 @@ impl Machine {
     /// When the halted machine wants attention; `None` if it wants it now.
     #[must_use]
     pub fn wake_at(&self) -> Option<u64> {
-        let idle = self.halted && self.card.is_empty();
+        let idle = self.halted && self.card.is_empty() && !self.power_button;
         idle.then(|| self.recorder.wake_at(&self.vm).unwrap_or(u64::MAX))
     }
 }

@@ -39,8 +39,10 @@ impl Side {
 pub enum Transport {
     /// Two rings and a link between two hosts.
     Link,
-    /// One ring that two processes of one host share, where a commit is the acknowledgement.
-    Shared,
+    /// One ring that two processes of one host share; a commit is the acknowledgement.
+    Committed,
+    /// The same ring; what the backup has read and checked is acknowledged.
+    Received,
 }
 
 /// What a network does to messages.
@@ -156,6 +158,10 @@ pub struct Plan {
     pub faults: Vec<(u64, Fault)>,
     /// Requests that each client makes.
     pub requests: u32,
+    /// Nanoseconds between two frames that are none of the guest's business; 0 for none.
+    pub noise: u64,
+    /// When the operator presses the power button, if ever.
+    pub power_button: Option<u64>,
     /// Each replica's clock, ahead of the simulated time by so much.
     pub clocks: [u64; 2],
     /// Nanoseconds of a vCPU's time for one position.
@@ -167,12 +173,19 @@ pub struct Plan {
 }
 
 /// Faults begin before this time.
-const TROUBLE: u64 = 15 * MS;
+const TROUBLE: u64 = 20 * MS;
 
 impl Plan {
     /// The plan that `rng` draws.
     pub fn draw(rng: &mut Rng) -> Self {
-        let transport = rng.pick(&[Transport::Link, Transport::Link, Transport::Shared]);
+        let transport = rng.pick(&[
+            Transport::Link,
+            Transport::Link,
+            Transport::Link,
+            Transport::Committed,
+            Transport::Committed,
+            Transport::Received,
+        ]);
         let rate = rng.pick(&[0, 100, 1_000]);
         let guest = GuestSpec {
             rate,
@@ -190,7 +203,9 @@ impl Plan {
             network: Quality::draw(rng),
             storage: StorageQuality::draw(rng),
             faults: Vec::new(),
-            requests: rng.between(4, 12) as u32,
+            requests: rng.between(4, 30) as u32,
+            noise: rng.pick(&[0, 0, 0, 40, 150]) * US,
+            power_button: rng.chance(80).then(|| rng.below(TROUBLE)),
             clocks: [rng.below(1 << 50), rng.below(1 << 50)],
             // Backups are now and then slower than their primaries.
             pace: [pace, pace * rng.pick(&[50, 100, 100, 150]) / 100],

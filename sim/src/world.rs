@@ -2,7 +2,7 @@
 
 use lockstep_logchan::entry::Sequence;
 use lockstep_logchan::protocol::Role;
-use lockstep_logchan::reader::{Checked, EntryReader};
+use lockstep_logchan::reader::{Checked, EntryReader, ReceivedCursor};
 use lockstep_logchan::writer::EntryWriter;
 use lockstep_ringbuf::{Ring, RingError, RingOptions};
 use lockstep_vmm::ft::arbiter::Party;
@@ -68,6 +68,8 @@ pub struct World {
     port: Side,
     calm_at: u64,
     next_fault: usize,
+    /// The power button was pressed.
+    pressed: bool,
     steps: u64,
 }
 
@@ -91,17 +93,24 @@ impl World {
                 let reader = EntryReader::new(far.consumer()?, none, Checked::ByReceiver);
                 (
                     PrimaryHost::new(&plan, writer, Some(near.consumer()?), sabotage),
-                    BackupHost::new(&plan, reader, Some(far.producer()?), sabotage),
+                    BackupHost::new(&plan, reader, Some(far.producer()?), None, sabotage),
                 )
             }
-            Transport::Shared => {
-                let reader = EntryReader::new(near.consumer()?, none, Checked::ByReader);
+            Transport::Committed | Transport::Received => {
+                let received = plan.transport == Transport::Received;
+                let cursor = received.then(|| ReceivedCursor::at(0));
+                let checked = cursor.clone().map_or(Checked::ByReader, Checked::BehindReceiver);
+                let reader = EntryReader::new(near.consumer()?, none, checked);
                 (
                     PrimaryHost::new(&plan, writer, None, sabotage),
-                    BackupHost::new(&plan, reader, None, sabotage),
+                    BackupHost::new(&plan, reader, None, cursor, sabotage),
                 )
             }
         };
+        let mut env = env;
+        if plan.noise > 0 {
+            env.noise_after(0);
+        }
         Ok(Self {
             env,
             primary,
@@ -112,6 +121,7 @@ impl World {
             port: Side::Primary,
             calm_at: plan.faults.last().map_or(0, |(at, _)| *at),
             next_fault: 0,
+            pressed: false,
             steps: 0,
             plan,
         })
@@ -128,6 +138,7 @@ impl World {
                 break;
             }
             self.faults();
+            self.press();
             while let Some(happening) = self.env.happening() {
                 self.happens(happening);
             }
@@ -151,6 +162,7 @@ impl World {
     fn next_moment(&self) -> u64 {
         let fault = self.plan.faults.get(self.next_fault).map_or(u64::MAX, |(at, _)| *at);
         let mut next = fault.min(self.clients.wake_at());
+        next = next.min(self.plan.power_button.unwrap_or(u64::MAX));
         next = next.min(self.env.next_at().unwrap_or(u64::MAX));
         for side in [Side::Primary, Side::Backup] {
             if self.process[side.index()] == Process::Runs {
@@ -163,7 +175,13 @@ impl World {
 
     fn finished(&self) -> bool {
         let over = self.env.now >= self.calm_at + AFTERMATH;
-        over && (self.clients.done() || self.lost() || self.env.now >= self.calm_at + PATIENCE)
+        let late = self.env.now >= self.calm_at + PATIENCE;
+        over && (late || self.lost() || self.is_off() || (self.clients.done() && !self.pressed))
+    }
+
+    /// Whether the world has been told that the machine is off.
+    const fn is_off(&self) -> bool {
+        self.primary.machine.off() || self.backup.machine.off()
     }
 
     /// Whether both sides are lost: no machine can go on.
@@ -184,7 +202,7 @@ impl World {
     fn judge(&self) -> (Outcome, Result<(), Broken>) {
         let outcome = Outcome {
             live: self.env.oracle.live(),
-            served: self.clients.done(),
+            served: self.clients.done() || self.is_off(),
             answered: self.clients.progress().0,
             entries: self.env.oracle.last_recorded().0,
             time: self.env.now,
@@ -198,14 +216,15 @@ impl World {
     }
 
     fn all_served(&self) -> Result<(), Broken> {
-        if self.clients.done() {
+        if self.is_off() || (self.clients.done() && !self.pressed) {
             return Ok(());
         }
         let (answered, of) = self.clients.progress();
         let (primary, backup) = (self.primary.role.state(), self.backup.role.state());
         let [one, two] = self.process;
         let why = format!(
-            "{answered} of {of} requests answered; primary {one:?}, {primary:?}; backup {two:?}, {backup:?}"
+            "{answered} of {of} requests answered, power button pressed: {}; primary {one:?}, {primary:?}; backup {two:?}, {backup:?}",
+            self.pressed
         );
         Err((Rule::Progress, why))
     }
@@ -215,7 +234,7 @@ impl World {
         let Some(live) = self.env.oracle.live() else { return Ok(()) };
         let halted = match live {
             Side::Primary => matches!(backup, BackupState::Halted(_)),
-            Side::Backup => matches!(primary, PrimaryState::Halted(_)),
+            Side::Backup => matches!(primary, PrimaryState::Halted(_) | PrimaryState::Ended),
         };
         if halted || self.process[live.other().index()] == Process::Dead {
             return Ok(());
@@ -229,6 +248,9 @@ impl World {
             Some(Side::Backup) => &self.backup.machine.vm,
             _ => &self.primary.machine.vm,
         };
+        if self.is_off() {
+            return Ok(());
+        }
         let wrong = (0..KEYS).find(|key| vm.value(*key) != self.clients.total(*key));
         wrong.map_or(Ok(()), |key| {
             let (found, expected) = (vm.value(key), self.clients.total(key));
@@ -298,9 +320,10 @@ impl World {
                 }
             }
             Happening::FromClient(request) => {
-                let frame = request.encode();
+                let frame = request.encode().to_vec();
                 self.deliver(self.port, Message::Frame(frame));
             }
+            Happening::Noise => self.noise(),
             Happening::ToClient(frame) => {
                 if let Some(response) = Env::response(&frame) {
                     self.env.trace(|| format!("client {}: {response:?}", response.client));
@@ -311,6 +334,30 @@ impl World {
             }
             Happening::Announcement(side) => self.port = side,
             Happening::AtStorage(side, claim) => self.env.at_storage(side, claim),
+        }
+    }
+
+    /// Somebody's broadcast; a burst of them now and then.
+    fn noise(&mut self) {
+        if self.env.now >= self.calm_at {
+            return;
+        }
+        for _ in 0..self.env.rng.pick(&[1, 1, 1, 12]) {
+            let length = self.env.rng.between(60, 900) as usize;
+            let frame = vec![self.env.rng.draw() as u8; length];
+            self.deliver(self.port, Message::Frame(frame));
+        }
+        let delay = self.env.rng.between(1, 2 * self.plan.noise);
+        self.env.noise_after(delay);
+    }
+
+    fn press(&mut self) {
+        if self.plan.power_button.take_if(|at| *at <= self.env.now).is_some() {
+            self.env.trace(|| "the operator presses the power button".into());
+            for side in [Side::Primary, Side::Backup] {
+                self.deliver(side, Message::PowerButton);
+            }
+            self.pressed = true;
         }
     }
 
@@ -345,11 +392,17 @@ impl World {
             return;
         }
         self.steps += 1;
+        if side == Side::Primary && self.primary.leaves_at().is_some_and(|at| at <= self.env.now) {
+            self.env.trace(|| "primary: exits".into());
+            self.kill(side);
+            self.env.send(side, Message::Closed);
+            return;
+        }
         self.wake[index] = match side {
             Side::Primary => {
                 let before = self.env.oracle.last_recorded();
                 let next = self.primary.step(&mut self.env);
-                if self.plan.transport == Transport::Shared
+                if self.plan.transport != Transport::Link
                     && self.env.oracle.last_recorded() > before
                 {
                     self.backup.ring_changed();

@@ -15,7 +15,7 @@ fn run_all(seeds: std::ops::Range<u64>, options: Options) -> (Vec<Outcome>, Vec<
             scope.spawn(|| {
                 let (mut outcomes, mut failures) = (Vec::new(), Vec::new());
                 // Relaxed: only the number matters; joining the scope orders the results.
-                let mut draw = || next.fetch_add(1, Ordering::Relaxed);
+                let draw = || next.fetch_add(1, Ordering::Relaxed);
                 for seed in std::iter::from_fn(|| Some(draw()).filter(|seed| seeds.contains(seed))) {
                     match run(seed, options) {
                         Ok(outcome) => outcomes.push(outcome),

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use lockstep_logchan::entry::Sequence;
 use lockstep_logchan::protocol::Role;
 use lockstep_logchan::protocol::receiver::{AckPolicy, Receiver, Replayed, Verdict};
-use lockstep_logchan::reader::EntryReader;
+use lockstep_logchan::reader::{EntryReader, ReceivedCursor};
 use lockstep_ringbuf::Producer;
 use lockstep_vmm::ft::backup::{Backup, BackupAction, BackupState};
 use lockstep_vmm::ft::detector::Suspicion;
@@ -27,7 +27,10 @@ const ACK_DELAY: u64 = 300 * US;
 /// How the log arrives.
 enum Channel {
     Link { receiver: Box<Receiver>, producer: Producer, acknowledged: Sequence },
-    Shared,
+    /// It reads the primary's ring in place.
+    Received { receiver: Box<Receiver>, cursor: ReceivedCursor, acknowledged: Sequence },
+    /// Whatever is in the primary's ring is acknowledged.
+    Committed,
 }
 
 /// The backup's process.
@@ -56,21 +59,24 @@ pub struct BackupHost {
 
 impl BackupHost {
     /// A backup that reads `log`; on a link, what it receives goes there through `producer`.
+    ///
+    /// On one host, `cursor` is what `log` takes for received.
     pub fn new(
         plan: &Plan,
         log: EntryReader,
         producer: Option<Producer>,
+        cursor: Option<ReceivedCursor>,
         sabotage: Sabotage,
     ) -> Self {
         let clock = plan.clocks[Side::Backup.index()];
         let policy = AckPolicy { entries: plan.ack_entries, delay_ns: ACK_DELAY };
-        let channel = match producer {
-            Some(producer) => {
-                let receiver = Receiver::new(Sequence::NONE, plan.backup_ring as u64, policy);
-                let acknowledged = Sequence::NONE;
-                Channel::Link { receiver: Box::new(receiver), producer, acknowledged }
-            }
-            None => Channel::Shared,
+        let ring = log.consumer().capacity() as u64;
+        let receiver = Box::new(Receiver::new(Sequence::NONE, ring, policy));
+        let acknowledged = Sequence::NONE;
+        let channel = match (producer, cursor) {
+            (Some(producer), _) => Channel::Link { receiver, producer, acknowledged },
+            (None, Some(cursor)) => Channel::Received { receiver, cursor, acknowledged },
+            (None, None) => Channel::Committed,
         };
         let recorder = Recorder::new(recorder_settings(plan), clock, 0, 0);
         Self {
@@ -112,7 +118,7 @@ impl BackupHost {
             self.role.tick(now);
             self.act(now, env);
         }
-        const DEEDS: u64 = 6;
+        const DEEDS: u64 = 7;
         let first = env.rng.below(DEEDS);
         for deed in 0..DEEDS {
             let spent = match (first + deed) % DEEDS {
@@ -121,6 +127,7 @@ impl BackupHost {
                 2 => self.acknowledge(now, env),
                 3 => self.heartbeat(now, env),
                 4 => self.release(now, env),
+                5 => self.receive_in_place(now, env),
                 _ => self.execute(now, env),
             };
             if let Some(spent) = spent {
@@ -140,7 +147,9 @@ impl BackupHost {
             None => u64::MAX,
         };
         let ack = match &self.channel {
-            Channel::Link { receiver, .. } if self.may_acknowledge() => {
+            Channel::Link { receiver, .. } | Channel::Received { receiver, .. }
+                if self.may_acknowledge() =>
+            {
                 receiver.ack_at(self.replayed()).unwrap_or(u64::MAX)
             }
             _ => u64::MAX,
@@ -169,6 +178,7 @@ impl BackupHost {
                 self.role.suspect(now, Suspicion::ConnectionLost);
             }
             Message::Frame(frame) if self.unlogged.is_some() => self.machine.frame(frame),
+            Message::PowerButton => self.machine.power_button(),
             Message::Arbiter(answer) => self.role.arbiter_answered(now, answer),
             _ => {}
         }
@@ -277,13 +287,12 @@ impl BackupHost {
         }
         let acknowledged = match &self.channel {
             Channel::Link { acknowledged, .. } => *acknowledged,
-            Channel::Shared => {
-                if self.sabotage != Sabotage::NoSeal {
-                    self.log.seal();
-                }
-                Sequence::NONE
-            }
+            Channel::Received { acknowledged, .. } => *acknowledged,
+            Channel::Committed => Sequence::NONE,
         };
+        if !matches!(self.channel, Channel::Link { .. }) && self.sabotage != Sabotage::NoSeal {
+            self.log.seal();
+        }
         env.trace(|| format!("backup: sealed, {acknowledged} acknowledged"));
         self.role.sealed(acknowledged);
         Some(0)
@@ -334,25 +343,65 @@ impl BackupHost {
         if !self.may_acknowledge() {
             return None;
         }
-        let replayed = self.replayed();
-        match &self.channel {
-            Channel::Link { receiver, producer, .. }
-                if receiver.ack_due(now, replayed, producer.free() as u64) =>
-            {
-                self.send_ack(now, env);
-                Some(0)
+        let (replayed, free) = (self.replayed(), self.free());
+        let due = match &self.channel {
+            Channel::Link { receiver, .. } | Channel::Received { receiver, .. } => {
+                receiver.ack_due(now, replayed, free)
             }
-            _ => None,
+            Channel::Committed => false,
+        };
+        due.then(|| {
+            self.send_ack(now, env);
+            0
+        })
+    }
+
+    /// Bytes of the ring that nothing received occupies.
+    fn free(&self) -> u64 {
+        match &self.channel {
+            Channel::Link { producer, .. } => producer.free() as u64,
+            Channel::Received { cursor, .. } => {
+                let ring = self.log.consumer();
+                ring.capacity() as u64 - (cursor.get() - ring.cursor())
+            }
+            Channel::Committed => 0,
         }
     }
 
     fn send_ack(&mut self, now: u64, env: &mut Env) {
-        let replayed = self.replayed();
-        let Channel::Link { receiver, producer, acknowledged } = &mut self.channel else { return };
-        let ack = receiver.ack(now, replayed, producer.free() as u64);
-        *acknowledged = ack.acked;
-        env.trace(|| format!("backup: acknowledges {}", ack.acked));
-        env.send(Side::Backup, Message::Ack(ack.encode()));
+        let (replayed, free) = (self.replayed(), self.free());
+        match &mut self.channel {
+            Channel::Link { receiver, acknowledged, .. }
+            | Channel::Received { receiver, acknowledged, .. } => {
+                let ack = receiver.ack(now, replayed, free);
+                *acknowledged = ack.acked;
+                env.trace(|| format!("backup: acknowledges {}", ack.acked));
+                env.send(Side::Backup, Message::Ack(ack.encode()));
+            }
+            Channel::Committed => {}
+        }
+    }
+
+    /// Checks the next entry in the shared ring.
+    fn receive_in_place(&mut self, now: u64, env: &mut Env) -> Option<u64> {
+        if !self.may_acknowledge() {
+            return None;
+        }
+        let Channel::Received { receiver, cursor, .. } = &mut self.channel else { return None };
+        let bytes = self.log.consumer().readable_from(cursor.get());
+        match receiver.accept(bytes, now) {
+            Ok(Verdict::Next(entry)) => {
+                cursor.advance(cursor.get() + entry.bytes_in_log() as u64);
+                env.oracle.held(entry.sequence());
+                self.idle = false;
+                Some(0)
+            }
+            Ok(Verdict::Incomplete) => None,
+            other => {
+                env.unexpected(format!("backup: in the shared ring: {other:?}"));
+                None
+            }
+        }
     }
 
     fn heartbeat(&mut self, now: u64, env: &mut Env) -> Option<u64> {
@@ -386,7 +435,7 @@ impl BackupHost {
     fn execute(&mut self, now: u64, env: &mut Env) -> Option<u64> {
         let log = self.unlogged.as_mut()?;
         let step = match env.rng.below(4) {
-            0 => self.machine.take_frame(log, now),
+            0 => self.machine.take_event(log, now),
             1 => self.machine.tick(log, now),
             _ => self.machine.run(log, env.rng.between(1, 40)),
         };

@@ -10,7 +10,7 @@ use lockstep_logchan::writer::EntryWriter;
 use lockstep_ringbuf::Consumer;
 use lockstep_vmm::ft::detector::Suspicion;
 use lockstep_vmm::ft::gate::ReleaseLimit;
-use lockstep_vmm::ft::log::Unlogged;
+use lockstep_vmm::ft::log::{EndReason, Unlogged};
 use lockstep_vmm::ft::primary::{Primary, PrimaryAction, PrimaryState};
 use lockstep_vmm::ft::recorder::Recorder;
 use lockstep_vmm::ft::vm::{Event, Vm};
@@ -19,7 +19,7 @@ use super::{ARBITRATION, DETECTOR, Pulse, STEP, claim, recorder_settings};
 use crate::env::{Env, Message};
 use crate::guest::Guest;
 use crate::machine::{Machine, Step};
-use crate::plan::{Plan, Side, US};
+use crate::plan::{MS, Plan, Side, Transport, US};
 use crate::sabotage::Sabotage;
 
 /// Bytes of log in one packet.
@@ -30,7 +30,10 @@ const RESEND: u64 = 800 * US;
 /// The log's way to the backup.
 enum Channel {
     Link { sender: Box<Sender>, consumer: Consumer, moved: u64 },
-    Shared,
+    /// The backup reads the ring, and says so.
+    Received,
+    /// The backup has the ring.
+    Committed,
 }
 
 /// The primary's process.
@@ -49,6 +52,7 @@ pub struct PrimaryHost {
     acknowledged: Sequence,
     waiting_for_room: bool,
     asked: u32,
+    leaves_at: Option<u64>,
     clock: u64,
     pace: u64,
     sabotage: Sabotage,
@@ -72,7 +76,8 @@ impl PrimaryHost {
                 let sender = Sender::new(Sequence::NONE, 0, ring, DETECTOR.stall);
                 Channel::Link { sender: Box::new(sender), consumer, moved: clock }
             }
-            None => Channel::Shared,
+            None if plan.transport == Transport::Received => Channel::Received,
+            None => Channel::Committed,
         };
         Self {
             role: Primary::new(claim(Role::Primary), DETECTOR, ARBITRATION, clock),
@@ -86,6 +91,7 @@ impl PrimaryHost {
             acknowledged: Sequence::NONE,
             waiting_for_room: false,
             asked: 0,
+            leaves_at: None,
             clock,
             pace: plan.pace[Side::Primary.index()],
             sabotage,
@@ -108,7 +114,7 @@ impl PrimaryHost {
             self.role.tick(now);
             self.act(env);
         }
-        const DEEDS: u64 = 6;
+        const DEEDS: u64 = 7;
         let first = env.rng.below(DEEDS);
         for deed in 0..DEEDS {
             let spent = match (first + deed) % DEEDS {
@@ -117,6 +123,7 @@ impl PrimaryHost {
                 2 => self.heartbeat(now, env),
                 3 => self.ask_the_ring(now, env),
                 4 => self.events(now, env),
+                5 => self.end(now, env),
                 _ => self.run(env),
             };
             if let Some(spent) = spent {
@@ -146,7 +153,8 @@ impl PrimaryHost {
         let next = machine.min(beat).min(resend).min(role);
         // A deadline that has passed and changed nothing (a timer between two positions) is not
         // looked at again at once.
-        next.saturating_sub(self.clock).max(env.now + US)
+        let next = next.saturating_sub(self.clock).max(env.now + US);
+        self.leaves_at.map_or(next, |leaves| leaves.min(next))
     }
 
     fn receive(&mut self, message: Message, now: u64, env: &mut Env) {
@@ -161,6 +169,7 @@ impl PrimaryHost {
                 self.role.suspect(now, Suspicion::ConnectionLost);
             }
             Message::Frame(frame) => self.machine.frame(frame),
+            Message::PowerButton => self.machine.power_button(),
             Message::Arbiter(answer) => self.role.arbiter_answered(now, answer),
             _ => {}
         }
@@ -169,20 +178,25 @@ impl PrimaryHost {
     fn receive_ack(&mut self, bytes: &[u8; 48], now: u64, env: &mut Env) {
         // A damaged acknowledgement is dropped; on this link messages may get lost.
         let Ok(ack) = Ack::decode(bytes) else { return };
-        let Channel::Link { sender, consumer, moved } = &mut self.channel else { return };
-        let before = sender.acked_cursor();
-        match sender.acknowledge(&ack, consumer.readable(), now) {
-            Ok(progress) => {
-                consumer.release((sender.acked_cursor() - before) as usize);
-                if progress {
-                    *moved = now;
+        match &mut self.channel {
+            Channel::Link { sender, consumer, moved } => {
+                let before = sender.acked_cursor();
+                match sender.acknowledge(&ack, consumer.readable(), now) {
+                    Ok(progress) => {
+                        consumer.release((sender.acked_cursor() - before) as usize);
+                        if progress {
+                            *moved = now;
+                        }
+                        self.acknowledged = sender.acked().acked;
+                    }
+                    Err(error) => return env.unexpected(format!("primary: {error}")),
                 }
-                self.acknowledged = sender.acked().acked;
-                self.role.heard(now);
-                self.report(now);
             }
-            Err(error) => env.unexpected(format!("primary: {error}")),
+            Channel::Received => self.acknowledged = self.acknowledged.max(ack.acked),
+            Channel::Committed => return,
         }
+        self.role.heard(now);
+        self.report(now);
     }
 
     /// Tells the role how the log stands.
@@ -282,7 +296,7 @@ impl PrimaryHost {
 
     /// On shared memory a commit is the acknowledgement, unless the ring was sealed before it.
     fn ask_the_ring(&mut self, now: u64, env: &mut Env) -> Option<u64> {
-        if !matches!(self.channel, Channel::Shared) || *self.role.state() != PrimaryState::Protected {
+        if !matches!(self.channel, Channel::Committed) || *self.role.state() != PrimaryState::Protected {
             return None;
         }
         let committed = self.log.last_sequence();
@@ -307,9 +321,9 @@ impl PrimaryHost {
         }
         let take = env.rng.chance(700);
         let step = match (&mut self.alone, take) {
-            (Some(log), true) => self.machine.take_frame(log, now),
+            (Some(log), true) => self.machine.take_event(log, now),
             (Some(log), false) => self.machine.tick(log, now),
-            (None, true) => self.machine.take_frame(&mut self.log, now),
+            (None, true) => self.machine.take_event(&mut self.log, now),
             (None, false) => self.machine.tick(&mut self.log, now),
         };
         self.recorded(step, now, env)
@@ -343,6 +357,29 @@ impl PrimaryHost {
         self.recorded(step, now, env)
     }
 
+    /// The machine is off and the world knows: the log ends, and some time later the process.
+    fn end(&mut self, now: u64, env: &mut Env) -> Option<u64> {
+        if !self.machine.off() || !self.role.may_run() {
+            return None;
+        }
+        if self.alone.is_none() {
+            let reason = EndReason::PoweredOff;
+            if self.machine.recorder.end(&mut self.machine.vm, &mut self.log, reason).is_err() {
+                return None;
+            }
+            self.recorded(Step::Idle, now, env);
+        }
+        env.trace(|| "primary: ended".into());
+        self.role.ended();
+        self.leaves_at = Some(env.now + MS);
+        Some(0)
+    }
+
+    /// When a process that has nothing more to do exits, in simulated time.
+    pub const fn leaves_at(&self) -> Option<u64> {
+        self.leaves_at
+    }
+
     /// Tells the watcher what is in the log now; returns the time that the step took.
     fn recorded(&mut self, step: Step, now: u64, env: &mut Env) -> Option<u64> {
         if self.alone.is_none() {
@@ -350,7 +387,7 @@ impl PrimaryHost {
             if last > env.oracle.last_recorded() {
                 env.trace(|| format!("primary: recorded up to {last}, position {}", self.machine.vm.position()));
                 env.oracle.recorded(last, self.machine.vm.whole());
-                if matches!(self.channel, Channel::Shared) && !self.log.producer().sealed() {
+                if matches!(self.channel, Channel::Committed) && !self.log.producer().sealed() {
                     env.oracle.held(last);
                 }
             }

@@ -69,7 +69,7 @@ pub enum RecordError<E> {
 }
 
 impl<E> RecordError<E> {
-    fn draft(error: DraftError) -> Self {
+    pub(crate) fn draft(error: DraftError) -> Self {
         match error {
             DraftError::Full { needed, free } => Self::LogFull { needed, free },
             DraftError::TooLarge { found, maximum } => Self::TooLarge { found, maximum },
@@ -210,7 +210,11 @@ impl Recorder {
         if due || drifted {
             written = Some(self.event(vm, log, Event::Clock, now)?);
         }
-        if L::KEPT && self.settings.digest_interval != 0 && now >= self.next_digest {
+        if !L::KEPT {
+            // Nobody will compare them, so nobody has to be woken for them either.
+            self.settings.digest_interval = 0;
+        }
+        if self.settings.digest_interval != 0 && now >= self.next_digest {
             let scope = DigestScope::Stripe {
                 index: self.digests,
                 bytes: self.settings.digest_stripe,

@@ -190,45 +190,41 @@ impl Replayer {
         self.listen(vm);
         loop {
             let here = vm.position();
-            if here > target {
+            if here > target || (here == target && !vm.at_position()) {
                 return Err(Divergence::Passed {
                     entry: target,
                     machine: here,
                 }
                 .into());
             }
-            if here == target && vm.at_position() {
+            if here == target {
                 return Ok(true);
             }
             if let Some(said) = self.said.front() {
                 // The primary would have written its mark before it ran on.
-                let found = said.output.kind;
                 return Err(Divergence::Unlogged {
                     position: said.position,
-                    found,
+                    found: said.output.kind,
                     next: target,
                 }
                 .into());
             }
-            if here == pause && here != target {
+            if here == pause {
                 return Ok(false);
             }
             let stop = vm.run(pause).map_err(ReplayError::Vm)?;
             self.listen(vm);
-            match stop {
-                Stop::Halted if vm.position() < target => {
-                    return Err(Divergence::Halted {
-                        position: vm.position(),
-                        entry: target,
-                    }
-                    .into());
+            let position = vm.position();
+            if stop == Stop::Halted && position < target {
+                return Err(Divergence::Halted {
+                    position,
+                    entry: target,
                 }
-                Stop::Kicked => return Ok(false),
-                // Without progress the thread gets a chance to look around.
-                Stop::Boundary if vm.position() == here && self.said.is_empty() => {
-                    return Ok(false);
-                }
-                Stop::Halted | Stop::Boundary | Stop::Position => {}
+                .into());
+            }
+            // Interrupted, or without progress: the thread gets a chance to look around.
+            if stop == Stop::Kicked || (position == here && self.said.is_empty()) {
+                return Ok(false);
             }
         }
     }

@@ -228,6 +228,20 @@ fn digests_come_at_their_interval_and_walk_through_memory() {
 }
 
 #[test]
+fn a_machine_that_nobody_follows_is_not_woken_for_digests() {
+    let settings = RecorderSettings {
+        digest_interval: 100,
+        ..SETTINGS
+    };
+    let mut unlogged = Unlogged::after(Sequence::NONE);
+    let mut vm = Dice::new(1, 0);
+    let mut recorder = Recorder::new(settings, 0, 0, 0);
+    let written = recorder.tick(&mut vm, &mut unlogged, 1_000, true).unwrap();
+    assert_eq!(written, None);
+    assert_eq!(recorder.wake_at(&vm), None);
+}
+
+#[test]
 fn nothing_is_recorded_between_two_positions() {
     let (mut writer, mut reader) = log(4096);
     let mut vm = Dice::new(1, 1);

@@ -10,7 +10,9 @@ use crate::ft::vm::{OutputKind, Position, StateDigest, VirtualTime};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Divergence {
     /// The entry belongs to a position that the machine has left behind.
-    #[error("the next entry belongs to position {entry}, and the backup is already at {machine}")]
+    #[error(
+        "the next entry belongs to position {entry}, and the backup is at {machine} and running on"
+    )]
     Passed {
         /// The entry's.
         entry: Position,

@@ -109,10 +109,12 @@ pub fn run(
     report.fact("rounds", options.rounds);
     report.fact("warm-up ms", options.warm_up.as_millis() as u64);
     report.fact("measured ms a round", options.measure.as_millis() as u64);
-    report.fact(
-        "load",
-        serde_json::to_value(&options.load).unwrap_or_default(),
-    );
+    let mut load = serde_json::to_value(&options.load).unwrap_or_default();
+    if let Some(fields) = load.as_object_mut() {
+        // Each arm has its own.
+        fields.remove("target");
+    }
+    report.fact("load", load);
 
     let arms = arms
         .iter_mut()

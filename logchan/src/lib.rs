@@ -4,12 +4,14 @@
 //! - [`entry`]: the bytes of an entry and what makes them valid.
 //! - [`writer`], [`reader`]: entries in the ring, written and read in place.
 //! - [`protocol`]: hello, acknowledgement, credit, heartbeat. No I/O and no clock.
+//! - [`file`]: a log saved for replay offline.
 //! - [`transport`]: shared memory and TCP, and the heartbeat socket.
 //!
 //! Nothing here knows what a VM is: positions, clocks and kinds pass through.
 
 mod bell;
 pub mod entry;
+pub mod file;
 pub mod protocol;
 pub mod reader;
 mod received;

@@ -205,7 +205,10 @@ impl Ends {
                     self.primary.flush(&self.writer, stamp::now())?;
                     self.primary.poll(&self.writer, stamp::now())?;
                 }
-                Err(error) => return Err(RoundError::failed(error)),
+                Err(error) => {
+                    let counters = self.primary.counters();
+                    return Err(RoundError::Failed(format!("{error}; {counters:?}")));
+                }
             }
         };
         self.primary.flush(&self.writer, stamp::now())?;

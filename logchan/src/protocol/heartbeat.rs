@@ -419,7 +419,7 @@ mod tests {
         }
 
         #[test]
-        fn one_changed_bit_is_always_noticed(counter in 1.., bit in 0..HEARTBEAT_BYTES * 8) {
+        fn one_changed_bit_is_always_noticed(counter in 1_u64.., bit in 0..HEARTBEAT_BYTES * 8) {
             let mut bytes = beat(counter).encode();
             bytes[bit / 8] ^= 1 << (bit % 8);
             prop_assert!(monitor().hear(&bytes, 1).is_err());

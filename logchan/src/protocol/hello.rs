@@ -29,6 +29,9 @@ pub const PREAMBLE_BYTES: usize = 24;
 /// Longest name of a VM, bytes.
 pub const MAX_VM_NAME_BYTES: usize = 128;
 
+/// Smallest log ring, bytes: two of the longest entries, so that credit never runs out for good.
+pub const MIN_RING_BYTES: u64 = 2 * MAX_ENTRY_BYTES as u64;
+
 /// The longest text of a value in an error message, in characters.
 const MAX_SHOWN: usize = 200;
 
@@ -185,8 +188,8 @@ pub enum HelloError {
         /// What we need.
         expected: Role,
     },
-    /// A ring that the longest entry does not fit.
-    #[error("hello field `ring-bytes`: the {role} has {found}, expected at least {expected}", expected = MAX_ENTRY_BYTES)]
+    /// A ring that the longest entry does not fit twice.
+    #[error("hello field `ring-bytes`: the {role} has {found}, expected at least {expected}", expected = MIN_RING_BYTES)]
     Ring {
         /// Whose.
         role: Role,
@@ -356,7 +359,7 @@ impl Hello {
             ));
         }
         for side in [self, theirs] {
-            if side.ring_bytes < MAX_ENTRY_BYTES as u64 {
+            if side.ring_bytes < MIN_RING_BYTES {
                 return Err(HelloError::Ring {
                     role: side.role,
                     found: side.ring_bytes,

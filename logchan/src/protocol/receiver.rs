@@ -56,7 +56,9 @@ pub struct Receiver {
     unacked: u32,
     unacked_since: u64,
     at_once: bool,
-    /// Credit in the last acknowledgement; none was sent before the first.
+    /// Bytes of entries received.
+    bytes: u64,
+    /// Up to which byte the last acknowledgement granted credit; none was sent before the first.
     granted: Option<u64>,
     /// When the last acknowledgement was made, and what it said of the replay.
     acked_at: u64,
@@ -76,6 +78,7 @@ impl Receiver {
             unacked: 0,
             unacked_since: 0,
             at_once: false,
+            bytes: 0,
             granted: None,
             acked_at: 0,
             told_replayed: Sequence::NONE,
@@ -102,6 +105,7 @@ impl Receiver {
         }
         self.last = found;
         self.last_clock = self.last_clock.max(entry.clock());
+        self.bytes += entry.bytes_in_log() as u64;
         if self.unacked == 0 {
             self.unacked_since = now;
         }
@@ -123,18 +127,20 @@ impl Receiver {
         let Some(granted) = self.granted else {
             return true;
         };
-        // The sender may be waiting for room: tell it once there is a good part of the ring again.
-        let starved = granted < self.capacity / 4 && free >= self.capacity / 2;
+        // The sender may be waiting for room. A quarter of the ring at a time is seldom enough to
+        // cost nothing, and always reached: a ring is at least two of the longest entries, so a
+        // sender without credit leaves at most half of it in an entry that is not complete.
+        let opened = (self.bytes + free).saturating_sub(granted) >= self.capacity / 4;
         let counted = self.unacked >= self.policy.entries.max(1);
         let timed = self.ack_at(replayed).is_some_and(|at| now >= at);
-        self.at_once || starved || counted || timed
+        self.at_once || opened || counted || timed
     }
 
-    /// Whether the sender may be out of credit, so that room has to be told to it.
+    /// Whether the sender may soon be out of credit, so that room has to be told to it.
     #[must_use]
     pub fn sender_starved(&self) -> bool {
         self.granted
-            .is_some_and(|granted| granted < self.capacity / 4)
+            .is_some_and(|granted| granted.saturating_sub(self.bytes) < self.capacity / 2)
     }
 
     /// When an acknowledgement falls due without further entries: for entries that nobody asked to
@@ -154,7 +160,7 @@ impl Receiver {
     pub fn ack(&mut self, now: u64, replayed: Replayed, free: u64) -> Ack {
         self.unacked = 0;
         self.at_once = false;
-        self.granted = Some(free);
+        self.granted = Some(self.bytes + free);
         self.acked_at = now;
         self.told_replayed = replayed.sequence.min(self.last);
         Ack {

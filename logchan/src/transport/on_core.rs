@@ -256,7 +256,7 @@ fn sleep(channel: &mut TcpPrimary, shared: &Shared) -> Result<(), ChannelError> 
     shared.asleep.store(true, Ordering::Relaxed);
     // Pairs with the fence in `wake`.
     fence(Ordering::SeqCst);
-    if !channel.sendable() && !channel.ready() {
+    if !channel.sendable() && !channel.ready()? {
         let mut fds = [
             PollFd::new(&shared.work_fd, PollFlags::IN),
             PollFd::from_borrowed_fd(channel.readable_fd(), PollFlags::IN),

@@ -221,14 +221,25 @@ impl Uring {
         retry(|| self.ring.submit()).map(drop)
     }
 
-    /// Whether the kernel has something for this thread that it did not yet make a completion of.
+    /// Whether the kernel says that it has something for this thread of which it did not yet make a
+    /// completion. It may say so of work that is done: it sets the flag behind the work, and a thread
+    /// that takes the work in between clears the flag too early. So this is a reason to ask, never
+    /// one not to wait.
     fn task_work(&mut self) -> bool {
         self.ring.submission().taskrun()
     }
 
-    /// Whether a completion can be taken, perhaps after [`Uring::run_task_work`].
-    pub(crate) fn ready(&mut self) -> bool {
-        self.task_work() || !self.ring.completion().is_empty()
+    /// Whether a completion can be taken without asking the kernel.
+    pub(crate) fn has_completion(&mut self) -> bool {
+        !self.ring.completion().is_empty()
+    }
+
+    /// Whether a completion can be taken; asks the kernel if it has a reason to.
+    pub(crate) fn ready(&mut self) -> io::Result<bool> {
+        if self.task_work() {
+            self.run_task_work()?;
+        }
+        Ok(self.has_completion())
     }
 
     /// Submits what is queued and turns what the kernel has into completions, waiting for nothing.
@@ -271,7 +282,6 @@ impl Uring {
         want: usize,
         policy: &WaitPolicy,
         timeout: Duration,
-        mut stop: impl FnMut() -> bool,
     ) -> io::Result<()> {
         let spin = match policy {
             WaitPolicy::Spin => timeout,
@@ -284,8 +294,8 @@ impl Uring {
             let end = start.saturating_add(spin.as_nanos() as u64);
             while lockstep_perf::stamp::now() < end {
                 for _ in 0..LOOKS_PER_CLOCK {
-                    if self.ready() || stop() {
-                        return self.run_task_work();
+                    if self.ready()? {
+                        return Ok(());
                     }
                     std::hint::spin_loop();
                 }

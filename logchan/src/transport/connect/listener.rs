@@ -275,7 +275,9 @@ const EXHAUSTED: [i32; 4] = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::EN
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(10);
 
 fn is_one_of(error: &io::Error, codes: &[i32]) -> bool {
-    error.raw_os_error().is_some_and(|code| codes.contains(&code))
+    error
+        .raw_os_error()
+        .is_some_and(|code| codes.contains(&code))
 }
 
 fn bind_unix(path: &Path) -> io::Result<UnixListener> {

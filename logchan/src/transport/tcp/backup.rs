@@ -254,7 +254,7 @@ impl TcpBackup {
         if self.receiver.sender_starved() {
             time = time.min(NAP);
         }
-        self.uring.wait(1, &self.wait, time, || false).map_err(io)
+        self.uring.wait(1, &self.wait, time).map_err(io)
     }
 }
 
@@ -271,8 +271,8 @@ impl BackupChannel for TcpBackup {
                     progress,
                 });
             }
-            // A completion that the last submission brought is there already.
-            if !self.uring.ready() {
+            // The acknowledgement just sent has completed by now, as a rule.
+            if !self.uring.has_completion() {
                 self.wait(now, end)?;
             }
         }

@@ -25,6 +25,9 @@ const MAX_SEND: u64 = 256 << 10;
 /// Zero-copy sends whose memory the kernel may still read.
 const MAX_PINNED: usize = 16;
 
+/// Kernel entries of one poll.
+const POLL_ROUNDS: u32 = 4;
+
 /// `IORING_RECVSEND_POLL_FIRST`: wait for the socket before trying it.
 const POLL_FIRST: u16 = 1;
 
@@ -274,15 +277,19 @@ impl TcpPrimary {
     fn try_poll(&mut self, now: u64) -> Result<Acked, ChannelError> {
         let io = |error| ChannelError::of_connection("submitting to io_uring", error);
         self.uring.run_task_work().map_err(io)?;
-        if self.take_completions(now)? {
-            // What waits for this is more urgent than anything below.
+        let progress = self.take_completions(now)?;
+        if progress && !self.sendable() && self.uring.mode() == Mode::Deferred {
+            // What waits for this is more urgent than the next reception, and the socket stays
+            // readable without one.
             return Ok(self.sender.acked());
         }
-        // Without a reception under way nobody would notice the peer's end. Tries the socket first,
-        // so that what is there is taken in this entry.
-        let receive = self.queue_receive(0);
-        let send = self.queue_send();
-        if receive || send {
+        // Without a reception under way nobody would notice the peer's end. It tries the socket
+        // first, so what is there is taken at once, and may be the credit to send more. Bounded, for
+        // a peer that floods.
+        for _ in 0..POLL_ROUNDS {
+            if !(self.queue_receive(0) | self.queue_send()) {
+                break;
+            }
             self.uring.submit().map_err(io)?;
             self.uring.run_task_work().map_err(io)?;
             self.take_completions(now)?;
@@ -293,9 +300,7 @@ impl TcpPrimary {
     fn try_wait(&mut self, timeout: Duration) -> Result<(), ChannelError> {
         let io = |error| ChannelError::of_connection("waiting with io_uring", error);
         self.queue_receive(0);
-        self.uring
-            .wait(1, &self.wait, timeout, || false)
-            .map_err(io)
+        self.uring.wait(1, &self.wait, timeout).map_err(io)
     }
 
     fn guard<T>(
@@ -340,8 +345,9 @@ impl TcpPrimary {
     }
 
     /// Whether a poll would take something.
-    pub(crate) fn ready(&mut self) -> bool {
-        self.uring.ready()
+    pub(crate) fn ready(&mut self) -> Result<bool, ChannelError> {
+        let io = |error| ChannelError::of_connection("asking io_uring", error);
+        self.uring.ready().map_err(io)
     }
 
     /// As [`PrimaryChannel::wait_fd`].

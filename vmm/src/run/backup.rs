@@ -28,6 +28,7 @@ use super::metronome::Metronome;
 use super::pair::{self, PairSpec};
 use super::pulse::Pulse;
 use super::receiver::Receiver;
+use super::saved;
 use super::status::{Standing, Status};
 use super::{RunError, RunOptions, VmSpec};
 use crate::ft::announce;
@@ -376,6 +377,10 @@ pub fn backup(vm: &VmSpec, pair: &PairSpec, options: RunOptions) -> Result<Backu
     let arbiter = ArbiterDesk::open(pair.arbiter.clone(), control.doorbell().clone())
         .map_err(RunError::host("starting the arbiter's thread"))?;
     let claim = pair::claim(Role::Backup, generation)?;
+    let save = match &pair.save_log {
+        Some(path) => Some(saved::create(path, &hello)?),
+        None => None,
+    };
     status.pair(generation, settings.channel.transport);
     status.stand(Standing::Backup);
     let now = stamp::now();
@@ -389,7 +394,7 @@ pub fn backup(vm: &VmSpec, pair: &PairSpec, options: RunOptions) -> Result<Backu
     Following {
         vm: machine,
         replayer: Replayer::new(Sequence::NONE, 0),
-        log: LogSource::new(reader, shared),
+        log: LogSource::new(reader, shared, save),
         receiver,
         role,
         heard: now,

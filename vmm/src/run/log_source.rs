@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use lockstep_logchan::entry::{Entry, EntryError, Sequence};
+use lockstep_logchan::file::LogFileWriter;
 use lockstep_logchan::reader::EntryReader;
 use lockstep_ringbuf::WaitPolicy;
 
@@ -13,11 +14,16 @@ pub(super) struct LogSource {
     reader: EntryReader,
     /// The primary writes this very ring: sealing it is what stops it.
     shared: bool,
+    save: Option<LogFileWriter>,
 }
 
 impl LogSource {
-    pub const fn new(reader: EntryReader, shared: bool) -> Self {
-        Self { reader, shared }
+    pub const fn new(reader: EntryReader, shared: bool, save: Option<LogFileWriter>) -> Self {
+        Self {
+            reader,
+            shared,
+            save,
+        }
     }
 
     /// Nothing is acknowledged behind `acknowledged` any more; on a shared ring that takes a seal,
@@ -33,6 +39,20 @@ impl LogSource {
     pub fn wait(&self, policy: &WaitPolicy, timeout: Duration) {
         let _ = self.reader.wait(policy, timeout);
     }
+
+    /// Copies the front entry to the file. A file that cannot be written is given up, aloud: the
+    /// machine's life does not depend on it.
+    fn save_front(&mut self) {
+        let Some(save) = &mut self.save else { return };
+        let saved = match self.reader.peek() {
+            Ok(Some(entry)) => save.append(&entry),
+            _ => Ok(()),
+        };
+        if let Err(error) = saved {
+            tracing::error!(%error, "the log is no longer saved");
+            self.save = None;
+        }
+    }
 }
 
 impl LogRead for LogSource {
@@ -41,6 +61,7 @@ impl LogRead for LogSource {
     }
 
     fn release(&mut self) {
+        self.save_front();
         self.reader.release();
     }
 }

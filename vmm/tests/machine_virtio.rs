@@ -9,7 +9,7 @@ use lockstep_vmm::machine::memory::{GuestRam, WrittenRanges};
 use lockstep_vmm::machine::outputs::{FRAME_LIMIT, Outputs};
 use proptest::prelude::*;
 
-const RAM_BYTES: u64 = 1 << 20;
+const RAM_BYTES: u64 = 512 << 10;
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 5];
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -304,7 +304,7 @@ proptest! {
         size_log in 0u32..9,
         features in prop::sample::select(vec![0, EVENT_IDX, EVENT_IDX | 1 << 28, u32::MAX]),
         rings in prop::array::uniform6(prop::sample::select(vec![
-            0u64, 16, 0x100, 0x120, 0x1000, 0x1008, 0x2000, 0xf_ff00, 0xf_fff0, RAM_BYTES, 0xd000_0000, u64::MAX - 15,
+            0u64, 16, 0x100, 0x120, 0x1000, 0x1008, 0x2000, RAM_BYTES - 0x100, RAM_BYTES - 0x10, RAM_BYTES, 0xd000_0000, u64::MAX - 15,
         ])),
         steps in prop::collection::vec((0u8..8, any::<u64>(), any::<u64>()), 1..120),
     ) {
@@ -328,7 +328,6 @@ proptest! {
         }
         bench.write(STATUS, 15);
         for (what, first, second) in steps {
-            let mut before = vec![0; RAM_BYTES as usize];
             match what {
                 0 => bench.write((first % 0x40) * 4, second as u32),
                 1 | 2 => {
@@ -354,6 +353,7 @@ proptest! {
                     }
                 }
                 _ => {
+                    let mut before = vec![0; RAM_BYTES as usize];
                     bench.ram.read(0, &mut before).unwrap();
                     let _ = bench.written.drain().count();
                     if what == 5 {

@@ -91,8 +91,8 @@ pub(crate) const SHADOW_SS: u8 = 2;
 pub(crate) struct Core {
     /// RAX..R15, a zero, and the linear start of the running block (RIP between blocks).
     pub regs: [u64; 18],
-    /// Bases by segment number; in 64-bit mode zero but for FS and GS.
-    pub seg_base: [u64; 6],
+    /// Bases by segment number (two places to spare); in 64-bit mode zero but for FS and GS.
+    pub seg_base: [u64; 8],
     /// Status flags in the layout of [`crate::flags`].
     pub flags: u16,
     pub leave_ordinal: u8,

@@ -174,7 +174,7 @@ impl Core {
     fn new(memory: PhysicalMemory, blocks: BlockCache, model: CpuModel) -> Box<Core> {
         Box::new(Core {
             regs: [0; 18],
-            seg_base: [0; 6],
+            seg_base: [0; 8],
             flags: 0,
             leave_ordinal: 0,
             alone: false,

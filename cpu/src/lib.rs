@@ -27,6 +27,7 @@ mod mmu;
 mod model;
 mod msr;
 mod op;
+pub mod opcodes;
 mod segments;
 mod tlb;
 

@@ -6,7 +6,7 @@ use crate::core::{
 };
 use crate::exec::int::Int;
 use crate::memory::PHYSICAL_BITS;
-use crate::op::SS;
+use crate::op::{At, Flow, SS, ok};
 use crate::tlb::{Access, ENTRIES, slot};
 
 const PRESENT: u64 = 1;
@@ -69,6 +69,128 @@ impl Core {
             return Ok(());
         }
         self.store_slow(linear, segment, S::BYTES, value.u())
+    }
+
+    /// Loads, then goes on with `then`: the way for handlers, which so need no stack frame while the
+    /// cache hits, since what follows a miss lives in a function of its own. `then` captures nothing.
+    #[inline(always)]
+    pub(crate) fn load_then<S: Int>(
+        &mut self,
+        op: At,
+        linear: u64,
+        segment: u8,
+        then: impl FnOnce(&mut Core, At, S) -> Flow,
+    ) -> Flow {
+        // SAFETY: as in `load`.
+        let entry = unsafe { self.tlb.read.get_unchecked(slot(linear, self.bank)) };
+        if entry.tag == linear.wrapping_add(S::BYTES as u64 - 1) & !0xfff {
+            let host = linear.wrapping_add(entry.addend) as usize;
+            // SAFETY: as in `load`.
+            let value = unsafe { std::ptr::with_exposed_provenance::<S>(host).read_unaligned() };
+            return then(self, op, value);
+        }
+        self.load_slow_then(op, linear, segment, then)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn load_slow_then<S: Int>(
+        &mut self,
+        op: At,
+        linear: u64,
+        segment: u8,
+        then: impl FnOnce(&mut Core, At, S) -> Flow,
+    ) -> Flow {
+        match self.load_slow(linear, segment, S::BYTES) {
+            Ok(value) => then(self, op, S::of(value)),
+            Err(Raised) => op.leave(self),
+        }
+    }
+
+    /// Stores, then goes on with `then`, as [`Core::load_then`].
+    #[inline(always)]
+    pub(crate) fn store_then<S: Int>(
+        &mut self,
+        op: At,
+        linear: u64,
+        segment: u8,
+        value: S,
+        then: impl FnOnce(&mut Core, At) -> Flow,
+    ) -> Flow {
+        // SAFETY: as in `load`.
+        let entry = unsafe { self.tlb.write.get_unchecked(slot(linear, self.bank)) };
+        if entry.tag == linear.wrapping_add(S::BYTES as u64 - 1) & !0xfff {
+            let host = linear.wrapping_add(entry.addend) as usize;
+            // SAFETY: as in `store`.
+            unsafe { std::ptr::with_exposed_provenance_mut::<S>(host).write_unaligned(value) };
+            return then(self, op);
+        }
+        self.store_slow_then(op, linear, segment, value, then)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn store_slow_then<S: Int>(
+        &mut self,
+        op: At,
+        linear: u64,
+        segment: u8,
+        value: S,
+        then: impl FnOnce(&mut Core, At) -> Flow,
+    ) -> Flow {
+        match self.store_slow(linear, segment, S::BYTES, value.u()) {
+            Ok(()) => then(self, op),
+            Err(Raised) => op.leave(self),
+        }
+    }
+
+    /// Loads, computes a replacement and flags with `change`, stores it and goes on with the next op.
+    #[inline(always)]
+    pub(crate) fn modify<S: Int>(
+        &mut self,
+        op: At,
+        linear: u64,
+        segment: u8,
+        change: impl FnOnce(&mut Core, At, S) -> (S, u16),
+    ) -> Flow {
+        // SAFETY: as in `load`.
+        let entry = unsafe { self.tlb.write.get_unchecked(slot(linear, self.bank)) };
+        if entry.tag == linear.wrapping_add(S::BYTES as u64 - 1) & !0xfff {
+            let host = linear.wrapping_add(entry.addend) as usize;
+            let place = std::ptr::with_exposed_provenance_mut::<S>(host);
+            // SAFETY: as in `load`.
+            let value = unsafe { place.read_unaligned() };
+            let (value, flags) = change(self, op, value);
+            // SAFETY: as in `store`; `change` runs no guest code and moves no memory.
+            unsafe { place.write_unaligned(value) };
+            self.flags = flags;
+            return op.next(self);
+        }
+        self.modify_slow(op, linear, segment, change)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn modify_slow<S: Int>(
+        &mut self,
+        op: At,
+        linear: u64,
+        segment: u8,
+        change: impl FnOnce(&mut Core, At, S) -> (S, u16),
+    ) -> Flow {
+        let value = ok!(
+            self,
+            op,
+            self.load_for_write_slow(linear, segment, S::BYTES)
+        );
+        let (value, flags) = change(self, op, S::of(value));
+        ok!(
+            self,
+            op,
+            self.store_slow(linear, segment, S::BYTES, value.u())
+        );
+        self.flags = flags;
+        op.next(self)
     }
 
     /// Loads for modification: checks that the store will succeed.

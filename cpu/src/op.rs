@@ -134,7 +134,7 @@ impl Deref for At {
 
 /// Unwraps a result inside a handler, or leaves the block.
 macro_rules! ok {
-    ($c:ident, $op:ident, $e:expr) => {
+    ($c:expr, $op:ident, $e:expr) => {
         match $e {
             Ok(v) => v,
             Err($crate::core::Raised) => return $op.leave($c),

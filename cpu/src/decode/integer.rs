@@ -6,8 +6,8 @@ use super::Builder;
 use super::operands::{general, memory_bytes};
 use crate::exec::alu::{self, Shape};
 use crate::exec::{
-    ANY, BASE, BASED, FULL, bits, by_condition, by_form, by_size, by_size_form, data, muldiv,
-    shift, string,
+    ANY, BASE, BASED, FACTOR, FULL, bits, by_condition, by_form, by_size, by_size_form, data,
+    muldiv, shift, string,
 };
 use crate::op::{FS, GS, Handler, Op, ZERO};
 
@@ -15,7 +15,7 @@ type Outcome<'a> = Result<Builder<'a>, Builder<'a>>;
 
 /// The form of an op's memory operand, from what the operand became.
 fn form_of(op: &Op) -> u8 {
-    if op.scale & !3 != 0 {
+    if op.scale & !FACTOR != 0 {
         ANY
     } else if op.seg == FS || op.seg == GS {
         BASED

@@ -11,12 +11,13 @@ mod sse;
 mod system;
 mod x87;
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 
 use crate::blocks::{Block, MAX_OPS};
 use crate::core::{CodeSize, Core, Raised};
 use crate::exec::{branch, system as exec_system};
 use crate::op::{Handler, Op, ZERO};
+use crate::opcodes::{Support, support};
 
 /// The model has no BMI (F3 0F BC is BSF), and no LAHF or SAHF in 64-bit mode.
 const OPTIONS: u32 =
@@ -87,7 +88,7 @@ fn build<'a>(ins: &'a Instruction, raw: &'a [u8], size: CodeSize) -> Builder<'a>
         op: empty_op(),
         ends: false,
     };
-    if ins.mnemonic() == Mnemonic::INVALID {
+    if support(ins.mnemonic()) == Support::Absent {
         return builder.undefined();
     }
     [

@@ -121,7 +121,7 @@ impl Builder<'_> {
         let (base, index) = (ins.memory_base(), ins.memory_index());
         let seg = segment(ins.memory_segment()).unwrap_or(3);
         self.op.seg = seg;
-        self.op.scale = ins.memory_index_scale().trailing_zeros() as u8;
+        self.op.scale = ins.memory_index_scale() as u8;
         self.op.index = general(index).map_or(ZERO, |(r, _)| r);
         self.op.base = general(base).map_or(ZERO, |(r, _)| r);
         let mut wide = true;

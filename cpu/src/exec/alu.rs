@@ -61,38 +61,40 @@ fn ri<S: Int, O: Alu>(c: &mut Core, op: At) -> Flow {
 
 fn rm<S: Int, O: Alu, const E: u8>(c: &mut Core, op: At) -> Flow {
     let at = ok!(c, op, address::<E>(c, op, S::BYTES, false));
-    let b = ok!(c, op, c.load::<S>(at, op.seg));
-    let (r, f) = O::apply(c.reg::<S>(op.dst), b, c.flags);
-    c.flags = f;
-    if O::KEEPS {
-        c.set_reg(op.dst, r);
-    }
-    op.next(c)
+    c.load_then::<S>(op, at, op.seg, |c, op, b| {
+        let (r, f) = O::apply(c.reg::<S>(op.dst), b, c.flags);
+        c.flags = f;
+        if O::KEEPS {
+            c.set_reg(op.dst, r);
+        }
+        op.next(c)
+    })
 }
 
 fn mr<S: Int, O: Alu, const E: u8>(c: &mut Core, op: At) -> Flow {
     let at = ok!(c, op, address::<E>(c, op, S::BYTES, O::KEEPS));
-    let b = c.reg::<S>(op.src);
-    to_memory::<S, O>(c, op, at, b)
+    if O::KEEPS {
+        return c.modify::<S>(op, at, op.seg, |c, op, a| {
+            O::apply(a, c.reg::<S>(op.src), c.flags)
+        });
+    }
+    c.load_then::<S>(op, at, op.seg, |c, op, a| {
+        c.flags = O::apply(a, c.reg::<S>(op.src), c.flags).1;
+        op.next(c)
+    })
 }
 
 fn mi<S: Int, O: Alu, const E: u8>(c: &mut Core, op: At) -> Flow {
     let at = ok!(c, op, address::<E>(c, op, S::BYTES, O::KEEPS));
-    to_memory::<S, O>(c, op, at, S::of(op.imm))
-}
-
-#[inline(always)]
-fn to_memory<S: Int, O: Alu>(c: &mut Core, op: At, at: u64, b: S) -> Flow {
     if O::KEEPS {
-        let (a, place) = ok!(c, op, c.load_for_write::<S>(at, op.seg));
-        let (r, f) = O::apply(a, b, c.flags);
-        ok!(c, op, c.store_back(place, op.seg, r));
-        c.flags = f;
-    } else {
-        let a = ok!(c, op, c.load::<S>(at, op.seg));
-        c.flags = O::apply(a, b, c.flags).1;
+        return c.modify::<S>(op, at, op.seg, |c, op, a| {
+            O::apply(a, S::of(op.imm), c.flags)
+        });
     }
-    op.next(c)
+    c.load_then::<S>(op, at, op.seg, |c, op, a| {
+        c.flags = O::apply(a, S::of(op.imm), c.flags).1;
+        op.next(c)
+    })
 }
 
 /// Where the operands are.
@@ -147,11 +149,7 @@ fn unary_r<S: Int, O: Unary>(c: &mut Core, op: At) -> Flow {
 
 fn unary_m<S: Int, O: Unary, const E: u8>(c: &mut Core, op: At) -> Flow {
     let at = ok!(c, op, address::<E>(c, op, S::BYTES, true));
-    let (a, place) = ok!(c, op, c.load_for_write::<S>(at, op.seg));
-    let (r, f) = O::apply(a, c.flags);
-    ok!(c, op, c.store_back(place, op.seg, r));
-    c.flags = f;
-    op.next(c)
+    c.modify::<S>(op, at, op.seg, |c, _, a| O::apply(a, c.flags))
 }
 
 /// `form` of the memory operand, or none for a register.

@@ -83,7 +83,7 @@ fn bit_address(
         offset &= 0xffff;
     }
     if c.in_64_bit_code() {
-        Ok(offset.wrapping_add(c.seg_base[usize::from(op.seg) % 6]))
+        Ok(offset.wrapping_add(c.seg_base[usize::from(op.seg & 7)]))
     } else {
         c.segment_linear(op.seg, offset, size as u64, write)
     }

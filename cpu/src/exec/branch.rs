@@ -73,38 +73,42 @@ pub(crate) fn fused_ri<S: Int, O: Alu, const CC: u8>(c: &mut Core, op: At) -> Fl
 /// A comparison with memory; `op.aux` is the condition.
 pub(crate) fn fused_rm<S: Int, O: Alu, const E: u8>(c: &mut Core, op: At) -> Flow {
     let at = ok!(c, op, address::<E>(c, op, S::BYTES, false));
-    let b = ok!(c, op, c.load::<S>(at, op.seg));
-    let (_, f) = O::apply(c.reg::<S>(op.dst), b, c.flags);
-    c.flags = f;
-    branch(c, op, condition(op.aux as u8, f), target(op))
+    c.load_then::<S>(op, at, op.seg, |c, op, b| {
+        let (_, f) = O::apply(c.reg::<S>(op.dst), b, c.flags);
+        c.flags = f;
+        branch(c, op, condition(op.aux as u8, f), target(op))
+    })
 }
 
 /// See [`fused_rm`].
 pub(crate) fn fused_mr<S: Int, O: Alu, const E: u8>(c: &mut Core, op: At) -> Flow {
     let at = ok!(c, op, address::<E>(c, op, S::BYTES, false));
-    let a = ok!(c, op, c.load::<S>(at, op.seg));
-    let (_, f) = O::apply(a, c.reg::<S>(op.src), c.flags);
-    c.flags = f;
-    branch(c, op, condition(op.aux as u8, f), target(op))
+    c.load_then::<S>(op, at, op.seg, |c, op, a| {
+        let (_, f) = O::apply(a, c.reg::<S>(op.src), c.flags);
+        c.flags = f;
+        branch(c, op, condition(op.aux as u8, f), target(op))
+    })
 }
 
 /// See [`fused_rm`].
 pub(crate) fn fused_mi<S: Int, O: Alu, const E: u8>(c: &mut Core, op: At) -> Flow {
     let at = ok!(c, op, address::<E>(c, op, S::BYTES, false));
-    let a = ok!(c, op, c.load::<S>(at, op.seg));
-    let (_, f) = O::apply(a, S::of(low(op)), c.flags);
-    c.flags = f;
-    branch(c, op, condition(op.aux as u8, f), target(op))
+    c.load_then::<S>(op, at, op.seg, |c, op, a| {
+        let (_, f) = O::apply(a, S::of(low(op)), c.flags);
+        c.flags = f;
+        branch(c, op, condition(op.aux as u8, f), target(op))
+    })
 }
 
 /// CALL rel in 64-bit code.
 pub(crate) fn call(c: &mut Core, op: At) -> Flow {
     let next = c.rip().wrapping_add(op.end());
     let sp = c.regs[4].wrapping_sub(8);
-    ok!(c, op, c.store::<u64>(sp, SS, next));
-    c.regs[4] = sp;
-    go(c, op.imm);
-    Flow::Taken
+    c.store_then::<u64>(op, sp, SS, next, |c, op| {
+        c.regs[4] = c.regs[4].wrapping_sub(8);
+        go(c, op.imm);
+        Flow::Taken
+    })
 }
 
 fn call_to(c: &mut Core, op: At, to: u64) -> Flow {
@@ -144,15 +148,21 @@ pub(crate) fn jmp_m<const E: u8>(c: &mut Core, op: At) -> Flow {
 
 /// RET in 64-bit code, with the bytes to release in `imm`.
 pub(crate) fn ret(c: &mut Core, op: At) -> Flow {
-    let sp = c.regs[4];
-    let to = ok!(c, op, c.load::<u64>(sp, SS));
-    if !crate::core::canonical(to) {
-        c.gp();
-        return op.leave(c);
-    }
-    c.regs[4] = sp.wrapping_add(8).wrapping_add(op.imm);
-    c.set_rip(to);
-    Flow::Indirect
+    c.load_then::<u64>(op, c.regs[4], SS, |c, op, to| {
+        if !crate::core::canonical(to) {
+            return not_canonical(c, op);
+        }
+        c.regs[4] = c.regs[4].wrapping_add(8).wrapping_add(op.imm);
+        c.set_rip(to);
+        Flow::Indirect
+    })
+}
+
+#[cold]
+#[inline(never)]
+fn not_canonical(c: &mut Core, op: At) -> Flow {
+    c.gp();
+    op.leave(c)
 }
 
 /// Address width of LOOP and JRCXZ, in `op.aux`, as a mask.

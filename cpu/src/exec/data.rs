@@ -22,26 +22,25 @@ pub(crate) fn mov_ri<S: Int>(c: &mut Core, op: At) -> Flow {
 
 pub(crate) fn mov_rm<S: Int, const E: u8>(c: &mut Core, op: At) -> Flow {
     let at = ok!(c, op, address::<E>(c, op, S::BYTES, false));
-    let v = ok!(c, op, c.load::<S>(at, op.seg));
-    c.set_reg(op.dst, v);
-    op.next(c)
+    c.load_then::<S>(op, at, op.seg, |c, op, v| {
+        c.set_reg(op.dst, v);
+        op.next(c)
+    })
 }
 
 pub(crate) fn mov_mr<S: Int, const E: u8>(c: &mut Core, op: At) -> Flow {
     let at = ok!(c, op, address::<E>(c, op, S::BYTES, true));
-    ok!(c, op, c.store::<S>(at, op.seg, c.reg::<S>(op.src)));
-    op.next(c)
+    c.store_then(op, at, op.seg, c.reg::<S>(op.src), |c, op| op.next(c))
 }
 
 pub(crate) fn mov_mi<S: Int, const E: u8>(c: &mut Core, op: At) -> Flow {
     let at = ok!(c, op, address::<E>(c, op, S::BYTES, true));
-    ok!(c, op, c.store::<S>(at, op.seg, S::of(op.imm)));
-    op.next(c)
+    c.store_then(op, at, op.seg, S::of(op.imm), |c, op| op.next(c))
 }
 
 /// MOV between the accumulator and a 64-bit address in the immediate.
 pub(crate) fn mov_moffs<S: Int, const STORE: bool>(c: &mut Core, op: At) -> Flow {
-    let at = op.imm.wrapping_add(c.seg_base[usize::from(op.seg) % 6]);
+    let at = op.imm.wrapping_add(c.seg_base[usize::from(op.seg & 7)]);
     if STORE {
         ok!(c, op, c.store::<S>(at, op.seg, c.reg::<S>(0)));
     } else {
@@ -59,9 +58,10 @@ pub(crate) fn movzx_rr<D: Int, S: Int>(c: &mut Core, op: At) -> Flow {
 
 pub(crate) fn movzx_rm<D: Int, S: Int, const E: u8>(c: &mut Core, op: At) -> Flow {
     let at = ok!(c, op, address::<E>(c, op, S::BYTES, false));
-    let v = ok!(c, op, c.load::<S>(at, op.seg));
-    c.set_reg(op.dst, D::of(v.u()));
-    op.next(c)
+    c.load_then::<S>(op, at, op.seg, |c, op, v| {
+        c.set_reg(op.dst, D::of(v.u()));
+        op.next(c)
+    })
 }
 
 pub(crate) fn movsx_rr<D: Int, S: Int>(c: &mut Core, op: At) -> Flow {
@@ -71,9 +71,10 @@ pub(crate) fn movsx_rr<D: Int, S: Int>(c: &mut Core, op: At) -> Flow {
 
 pub(crate) fn movsx_rm<D: Int, S: Int, const E: u8>(c: &mut Core, op: At) -> Flow {
     let at = ok!(c, op, address::<E>(c, op, S::BYTES, false));
-    let v = ok!(c, op, c.load::<S>(at, op.seg));
-    c.set_reg(op.dst, D::of(v.i() as u64));
-    op.next(c)
+    c.load_then::<S>(op, at, op.seg, |c, op, v| {
+        c.set_reg(op.dst, D::of(v.i() as u64));
+        op.next(c)
+    })
 }
 
 /// LEA; the decoder never gives it a segment base.

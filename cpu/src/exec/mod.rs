@@ -29,6 +29,8 @@ pub(crate) const BASED: u8 = 2;
 /// [`ADDRESS_32`] and kin.
 pub(crate) const ANY: u8 = 3;
 
+/// The bits of `Op::scale` that hold the factor 1, 2, 4 or 8.
+pub(crate) const FACTOR: u8 = 0xf;
 /// Flags in `Op::scale` of form [`ANY`]: addresses have 32 bits.
 pub(crate) const ADDRESS_32: u8 = 0x10;
 /// Addresses have 16 bits.
@@ -47,10 +49,10 @@ pub(crate) fn address<const E: u8>(
     let base = c.reg::<u64>(op.base).wrapping_add(op.disp as i64 as u64);
     match E {
         BASE => Ok(base),
-        FULL => Ok(base.wrapping_add(c.reg::<u64>(op.index) << (op.scale & 3))),
+        FULL => Ok(base.wrapping_add(c.reg::<u64>(op.index).wrapping_mul(u64::from(op.scale)))),
         BASED => Ok(base
-            .wrapping_add(c.reg::<u64>(op.index) << (op.scale & 3))
-            .wrapping_add(c.seg_base[usize::from(op.seg) % 6])),
+            .wrapping_add(c.reg::<u64>(op.index).wrapping_mul(u64::from(op.scale)))
+            .wrapping_add(c.seg_base[usize::from(op.seg & 7)])),
         _ => any_address(c, op, size, write),
     }
 }
@@ -62,9 +64,10 @@ pub(crate) fn offset(c: &Core, op: At) -> u64 {
         debug_assert_eq!(op.base, RIP);
         base = base.wrapping_add(op.end());
     }
-    let sum = base
-        .wrapping_add(op.disp as i64 as u64)
-        .wrapping_add(c.reg::<u64>(op.index) << (op.scale & 3));
+    let sum = base.wrapping_add(op.disp as i64 as u64).wrapping_add(
+        c.reg::<u64>(op.index)
+            .wrapping_mul(u64::from(op.scale & FACTOR)),
+    );
     if op.scale & ADDRESS_32 != 0 {
         sum & 0xffff_ffff
     } else if op.scale & ADDRESS_16 != 0 {
@@ -78,7 +81,7 @@ pub(crate) fn offset(c: &Core, op: At) -> u64 {
 fn any_address(c: &mut Core, op: At, size: usize, write: bool) -> Result<u64, Raised> {
     let offset = offset(c, op);
     if c.code_size == CodeSize::Bits64 {
-        Ok(offset.wrapping_add(c.seg_base[usize::from(op.seg) % 6]))
+        Ok(offset.wrapping_add(c.seg_base[usize::from(op.seg & 7)]))
     } else {
         c.segment_linear(op.seg, offset, size as u64, write)
     }

@@ -27,17 +27,18 @@ pub(crate) fn push_m<const E: u8>(c: &mut Core, op: At) -> Flow {
 #[inline(always)]
 fn push64(c: &mut Core, op: At, v: u64) -> Flow {
     let sp = c.regs[SP].wrapping_sub(8);
-    ok!(c, op, c.store::<u64>(sp, SS, v));
-    c.regs[SP] = sp;
-    op.next(c)
+    c.store_then::<u64>(op, sp, SS, v, |c, op| {
+        c.regs[SP] = c.regs[SP].wrapping_sub(8);
+        op.next(c)
+    })
 }
 
 pub(crate) fn pop_r(c: &mut Core, op: At) -> Flow {
-    let sp = c.regs[SP];
-    let v = ok!(c, op, c.load::<u64>(sp, SS));
-    c.regs[SP] = sp.wrapping_add(8);
-    c.set_reg(op.dst, v);
-    op.next(c)
+    c.load_then::<u64>(op, c.regs[SP], SS, |c, op, v| {
+        c.regs[SP] = c.regs[SP].wrapping_add(8);
+        c.set_reg(op.dst, v);
+        op.next(c)
+    })
 }
 
 /// Where a rarer PUSH takes from and a rarer POP puts to; `op.aux` is the size.
@@ -153,11 +154,11 @@ pub(crate) fn popf(c: &mut Core, op: At) -> Flow {
 
 /// LEAVE in 64-bit code.
 pub(crate) fn leave(c: &mut Core, op: At) -> Flow {
-    let bp = c.regs[BP];
-    let v = ok!(c, op, c.load::<u64>(bp, SS));
-    c.regs[SP] = bp.wrapping_add(8);
-    c.regs[BP] = v;
-    op.next(c)
+    c.load_then::<u64>(op, c.regs[BP], SS, |c, op, v| {
+        c.regs[SP] = c.regs[BP].wrapping_add(8);
+        c.regs[BP] = v;
+        op.next(c)
+    })
 }
 
 /// LEAVE of `op.aux` bytes.

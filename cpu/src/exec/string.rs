@@ -47,7 +47,7 @@ fn linear(
 ) -> Result<u64, Raised> {
     let offset = c.regs[register] & address_mask(op);
     if c.code_size == CodeSize::Bits64 {
-        Ok(offset.wrapping_add(c.seg_base[usize::from(segment) % 6]))
+        Ok(offset.wrapping_add(c.seg_base[usize::from(segment & 7)]))
     } else {
         c.segment_linear(segment, offset, size as u64, write)
     }

@@ -371,7 +371,7 @@ pub(crate) fn write_debug(c: &mut Core, op: At) -> Flow {
 pub(crate) fn invlpg(c: &mut Core, op: At) -> Flow {
     ok!(c, op, c.privileged());
     // No limit or canonical check: an address that cannot be mapped has nothing to drop.
-    let linear = crate::exec::offset(c, op).wrapping_add(c.seg_base[usize::from(op.seg) % 6]);
+    let linear = crate::exec::offset(c, op).wrapping_add(c.seg_base[usize::from(op.seg & 7)]);
     c.tlb.invalidate(linear);
     op.sync(c)
 }

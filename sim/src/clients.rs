@@ -83,12 +83,25 @@ impl Clients {
             return None;
         }
         me.asked += 1;
-        let operation = if rng.chance(300) { Operation::Read } else { Operation::Add };
+        let operation = if rng.chance(300) {
+            Operation::Read
+        } else {
+            Operation::Add
+        };
         let key = rng.below(KEYS as u64) as u8;
         self.additions[usize::from(key)] += u64::from(operation == Operation::Add);
-        let request = Request { client: client as u8, operation, key, id: me.asked };
+        let request = Request {
+            client: client as u8,
+            operation,
+            key,
+            id: me.asked,
+        };
         let floor = self.seen[usize::from(key)];
-        me.open = Some(Open { request, floor, ask_again: now + PATIENCE });
+        me.open = Some(Open {
+            request,
+            floor,
+            ask_again: now + PATIENCE,
+        });
         Some(request)
     }
 
@@ -96,7 +109,12 @@ impl Clients {
     ///
     /// # Errors
     /// It contradicts what was answered before.
-    pub fn answered(&mut self, response: Response, now: u64, rng: &mut Rng) -> Result<(), (Rule, String)> {
+    pub fn answered(
+        &mut self,
+        response: Response,
+        now: u64,
+        rng: &mut Rng,
+    ) -> Result<(), (Rule, String)> {
         let broken = |detail: String| Err((Rule::Durability, detail));
         let me = &mut self.clients[usize::from(response.client)];
         let Response { client, id, value } = response;
@@ -138,7 +156,9 @@ impl Clients {
     /// Whether every request is answered.
     #[must_use]
     pub fn done(&self) -> bool {
-        self.clients.iter().all(|client| client.open.is_none() && client.asked == self.requests)
+        self.clients
+            .iter()
+            .all(|client| client.open.is_none() && client.asked == self.requests)
     }
 
     /// Requests answered and requests to be made.

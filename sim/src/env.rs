@@ -8,9 +8,9 @@ use lockstep_logchan::protocol::heartbeat::HEARTBEAT_BYTES;
 use lockstep_vmm::ft::arbiter::{Answer, Claim, OutOfReach, Party};
 use lockstep_vmm::ft::detector::Suspicion;
 
+use crate::options::Options;
 use crate::oracle::{Broken, Oracle};
 use crate::plan::{MS, Plan, Quality, Side, StorageQuality, US};
-use crate::options::Options;
 use crate::rng::Rng;
 use crate::violation::Rule;
 use crate::wire::{Request, Response};
@@ -191,7 +191,10 @@ impl Env {
 
     /// `side` takes the other one for dead.
     pub fn suspects(&mut self, side: Side, suspicion: Suspicion) {
-        let judged = matches!(suspicion, Suspicion::Silent { .. } | Suspicion::Stalled { .. });
+        let judged = matches!(
+            suspicion,
+            Suspicion::Silent { .. } | Suspicion::Stalled { .. }
+        );
         if judged && !self.dead[side.other().index()] {
             self.counts.wrong_suspicions += 1;
         }
@@ -208,7 +211,11 @@ impl Env {
 
     fn schedule(&mut self, at: u64, what: Happening) {
         self.scheduled += 1;
-        self.queue.push(Reverse(Scheduled { at, order: self.scheduled, what }));
+        self.queue.push(Reverse(Scheduled {
+            at,
+            order: self.scheduled,
+            what,
+        }));
     }
 
     /// When the next thing happens.
@@ -273,7 +280,9 @@ impl Env {
 
     /// A machine sends a frame to the clients' network.
     pub fn to_clients(&mut self, frame: &[u8]) {
-        let Ok(frame) = <[u8; 13]>::try_from(frame) else { return };
+        let Ok(frame) = <[u8; 13]>::try_from(frame) else {
+            return;
+        };
         for delay in self.fate(self.network).into_iter().flatten() {
             self.schedule(self.now + delay, Happening::ToClient(frame));
         }
@@ -312,7 +321,11 @@ impl Env {
         if self.rng.chance(quality.hang) {
             return;
         }
-        let out_of_reach = || Err(OutOfReach { reason: "simulated".into() });
+        let out_of_reach = || {
+            Err(OutOfReach {
+                reason: "simulated".into(),
+            })
+        };
         let answer = match holder {
             Some(_) if self.rng.chance(quality.lose_answer) => {
                 self.counts.answers_lost += 1;

@@ -109,16 +109,23 @@ impl Guest {
     }
 
     fn registers(&self) -> u64 {
-        let flags = u64::from(self.halted) | u64::from(self.off) << 1 | (self.queue.len() as u64) << 8;
+        let flags =
+            u64::from(self.halted) | u64::from(self.off) << 1 | (self.queue.len() as u64) << 8;
         let mut digest = self.register;
         let mut add = |value: u64| digest = mix(digest.rotate_left(5) ^ value);
-        [self.clock, self.timer, self.ticks, flags].into_iter().for_each(&mut add);
+        [self.clock, self.timer, self.ticks, flags]
+            .into_iter()
+            .for_each(&mut add);
         self.table.into_iter().for_each(&mut add);
         for answered in self.answered {
             add(u64::from(answered.id));
             add(answered.value);
         }
-        for request in self.queue.iter().chain(self.current.as_ref().map(|(request, _)| request)) {
+        for request in self
+            .queue
+            .iter()
+            .chain(self.current.as_ref().map(|(request, _)| request))
+        {
             add(u64::from_le_bytes(request.encode()));
         }
         add(self.current.as_ref().map_or(0, |(_, work)| *work));
@@ -129,7 +136,10 @@ impl Guest {
         let mut buffer = self.spare.pop().unwrap_or_default();
         buffer.clear();
         buffer.extend_from_slice(bytes);
-        self.said.push_back(Output { kind, bytes: buffer });
+        self.said.push_back(Output {
+            kind,
+            bytes: buffer,
+        });
     }
 
     /// One turn of the server's loop.
@@ -171,10 +181,17 @@ impl Guest {
             if request.operation == Operation::Add {
                 self.table[key] += 1;
             }
-            *answered = Answered { id: request.id, value: self.table[key] };
+            *answered = Answered {
+                id: request.id,
+                value: self.table[key],
+            };
         }
         let Answered { id, value } = *answered;
-        let response = Response { client: request.client, id, value };
+        let response = Response {
+            client: request.client,
+            id,
+            value,
+        };
         self.say(OutputKind::Frame, &response.encode());
     }
 
@@ -230,7 +247,11 @@ impl Vm for Guest {
                 return Ok(Stop::Boundary);
             }
         }
-        Ok(if self.halted { Stop::Halted } else { Stop::Position })
+        Ok(if self.halted {
+            Stop::Halted
+        } else {
+            Stop::Position
+        })
     }
 
     fn apply(&mut self, clock: VirtualTime, event: Event<'_>) -> Result<(), Infallible> {
@@ -279,6 +300,9 @@ impl Vm for Guest {
                 xxh3_64(&self.scratch[stripe..(stripe + bytes).min(SCRATCH)])
             }
         };
-        Ok(StateDigest { state: self.registers(), memory })
+        Ok(StateDigest {
+            state: self.registers(),
+            memory,
+        })
     }
 }

@@ -85,7 +85,13 @@ pub enum Failure {
 /// A rule was broken: the message says which, and how to replay the run.
 pub fn run(seed: u64, options: Options) -> Result<Outcome, Failure> {
     let world = world::World::new(seed, options)?;
-    world
-        .run()
-        .map_err(|(at, (rule, detail))| Violation { seed, at, rule, detail }.into())
+    world.run().map_err(|(at, (rule, detail))| {
+        Violation {
+            seed,
+            at,
+            rule,
+            detail,
+        }
+        .into()
+    })
 }

@@ -84,7 +84,10 @@ impl Machine {
         if !self.power_button || !self.vm.at_position() {
             return self.take_frame(log, now);
         }
-        match self.recorder.event(&mut self.vm, log, Event::PowerButton, now) {
+        match self
+            .recorder
+            .event(&mut self.vm, log, Event::PowerButton, now)
+        {
             Ok(_) => {
                 self.power_button = false;
                 self.halted = false;
@@ -98,7 +101,9 @@ impl Machine {
         let Some(frame) = self.card.front().filter(|_| self.vm.at_position()) else {
             return Step::Idle;
         };
-        let Ok(mut draft) = log.draft(1_000) else { return Step::Full };
+        let Ok(mut draft) = log.draft(1_000) else {
+            return Step::Full;
+        };
         draft.payload_mut()[..frame.len()].copy_from_slice(frame);
         let length = frame.len();
         match self.recorder.frame(&mut self.vm, draft, length, now) {
@@ -138,7 +143,10 @@ impl Machine {
             return Step::Idle;
         }
         let from = self.vm.position();
-        match self.recorder.run(&mut self.vm, log, &mut self.gate, from + positions) {
+        match self
+            .recorder
+            .run(&mut self.vm, log, &mut self.gate, from + positions)
+        {
             Ok(stop) => {
                 self.halted = stop == Stop::Halted;
                 Step::Ran(self.vm.position() - from)

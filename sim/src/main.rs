@@ -25,7 +25,10 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Arguments, Strin
     let mut parsed = Arguments::default();
     while let Some(name) = arguments.next() {
         let mut value = || arguments.next().ok_or(format!("{name} needs a value"));
-        let number = |text: String| text.parse().map_err(|_| format!("{text:?} is not a number"));
+        let number = |text: String| {
+            text.parse()
+                .map_err(|_| format!("{text:?} is not a number"))
+        };
         match name.as_str() {
             "--seed" => parsed.seed = Some(number(value()?)?),
             "--from" => parsed.from = number(value()?)?,
@@ -64,5 +67,9 @@ fn main() -> ExitCode {
             }
         }
     }
-    if broken == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if broken == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

@@ -24,6 +24,9 @@ impl Options {
 
 impl From<Sabotage> for Options {
     fn from(sabotage: Sabotage) -> Self {
-        Self { sabotage, ..Self::default() }
+        Self {
+            sabotage,
+            ..Self::default()
+        }
     }
 }

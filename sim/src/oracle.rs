@@ -106,7 +106,10 @@ impl Oracle {
     pub fn went_live(&mut self, side: Side) -> Result<(), Broken> {
         self.live[side.index()] = true;
         if self.live == [true; 2] {
-            return Err((Rule::OneLive, format!("{side:?} went live, and the other had")));
+            return Err((
+                Rule::OneLive,
+                format!("{side:?} went live, and the other had"),
+            ));
         }
         Ok(())
     }
@@ -123,7 +126,8 @@ impl Oracle {
         let left = self.released.len() as u64;
         if self.resent_from > left {
             let first = self.resent_from;
-            let why = format!("{left} outputs had left, and the backup begins behind the {first}th");
+            let why =
+                format!("{left} outputs had left, and the backup begins behind the {first}th");
             return Err((Rule::NothingMissing, why));
         }
         Ok(())
@@ -144,8 +148,10 @@ impl Oracle {
         self.sent_by_backup += 1;
         match self.released.get(number as usize) {
             Some(earlier) if earlier != bytes => {
-                let why =
-                    format!("output {}: the primary sent {earlier:x?}, the backup {bytes:x?}", number + 1);
+                let why = format!(
+                    "output {}: the primary sent {earlier:x?}, the backup {bytes:x?}",
+                    number + 1
+                );
                 Err((Rule::SameState, why))
             }
             _ => Ok(()),

@@ -101,8 +101,12 @@ pub struct StorageQuality {
 
 impl StorageQuality {
     /// Storage that works.
-    pub const CALM: Self =
-        Self { slowest: 200 * US, lose_request: 0, lose_answer: 0, hang: 0 };
+    pub const CALM: Self = Self {
+        slowest: 200 * US,
+        lose_request: 0,
+        lose_answer: 0,
+        hang: 0,
+    };
 
     fn draw(rng: &mut Rng) -> Self {
         Self {
@@ -226,7 +230,8 @@ impl Plan {
             self.interval(rng, Fault::StorageGone(side), Fault::StorageBack(side));
         }
         let end = self.faults.iter().map(|(at, _)| *at).max().unwrap_or(0);
-        self.faults.push((end.max(rng.below(TROUBLE)) + 1, Fault::Calm));
+        self.faults
+            .push((end.max(rng.below(TROUBLE)) + 1, Fault::Calm));
         self.faults.sort_by_key(|(at, _)| *at);
     }
 
@@ -235,13 +240,19 @@ impl Plan {
         let at = rng.below(TROUBLE);
         // What happens to one process of a host, and to its half of the shared memory, can happen on
         // one host; the rest needs two.
-        let kinds = if self.transport == Transport::Link { 8 } else { 5 };
+        let kinds = if self.transport == Transport::Link {
+            8
+        } else {
+            5
+        };
         match rng.below(kinds) {
             0 | 1 => self.faults.push((at, Fault::Kill(Primary))),
             2 => self.faults.push((at, Fault::Kill(Backup))),
             3 => self.interval(rng, Fault::Stop(Primary), Fault::Continue(Primary)),
             4 => self.interval(rng, Fault::Stop(Backup), Fault::Continue(Backup)),
-            5 => self.faults.push((at, Fault::PowerLoss(rng.pick(&[Primary, Primary, Backup])))),
+            5 => self
+                .faults
+                .push((at, Fault::PowerLoss(rng.pick(&[Primary, Primary, Backup])))),
             6 => {
                 let side = rng.pick(&[Primary, Backup]);
                 self.interval(rng, Fault::CutTo(side), Fault::HealTo(side));
@@ -266,5 +277,8 @@ impl Plan {
 /// From when to when something lasts: shorter and longer than the failure detector's patience.
 fn moment(rng: &mut Rng) -> (u64, u64) {
     let from = rng.below(TROUBLE);
-    (from, from + rng.pick(&[500 * US, 3 * MS, 8 * MS, 15 * MS]) + rng.below(2 * MS))
+    (
+        from,
+        from + rng.pick(&[500 * US, 3 * MS, 8 * MS, 15 * MS]) + rng.below(2 * MS),
+    )
 }

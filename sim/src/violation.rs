@@ -48,10 +48,18 @@ pub struct Violation {
 
 impl std::fmt::Display for Violation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { seed, at, rule, detail } = self;
+        let Self {
+            seed,
+            at,
+            rule,
+            detail,
+        } = self;
         writeln!(f, "seed {seed}, {} us: broken: {}", at / 1_000, rule.text())?;
         writeln!(f, "  {detail}")?;
-        write!(f, "  replay: cargo run -p lockstep-sim --release -- --seed {seed} --trace")
+        write!(
+            f,
+            "  replay: cargo run -p lockstep-sim --release -- --seed {seed} --trace"
+        )
     }
 }
 

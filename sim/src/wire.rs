@@ -33,20 +33,36 @@ impl Request {
     #[must_use]
     pub fn encode(&self) -> [u8; 8] {
         let [a, b, c, d] = self.id.to_le_bytes();
-        [self.client, u8::from(self.operation == Operation::Read), self.key, 0, a, b, c, d]
+        [
+            self.client,
+            u8::from(self.operation == Operation::Read),
+            self.key,
+            0,
+            a,
+            b,
+            c,
+            d,
+        ]
     }
 
     /// Reads one, if it is one.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let &[client, operation, key, 0, a, b, c, d] = bytes else { return None };
+        let &[client, operation, key, 0, a, b, c, d] = bytes else {
+            return None;
+        };
         let operation = match operation {
             0 => Operation::Add,
             1 => Operation::Read,
             _ => return None,
         };
         let known = usize::from(client) < CLIENTS && usize::from(key) < KEYS;
-        known.then_some(Self { client, operation, key, id: u32::from_le_bytes([a, b, c, d]) })
+        known.then_some(Self {
+            client,
+            operation,
+            key,
+            id: u32::from_le_bytes([a, b, c, d]),
+        })
     }
 }
 

@@ -99,7 +99,9 @@ impl World {
             Transport::Committed | Transport::Received => {
                 let received = plan.transport == Transport::Received;
                 let cursor = received.then(|| ReceivedCursor::at(0));
-                let checked = cursor.clone().map_or(Checked::ByReader, Checked::BehindReceiver);
+                let checked = cursor
+                    .clone()
+                    .map_or(Checked::ByReader, Checked::BehindReceiver);
                 let reader = EntryReader::new(near.consumer()?, none, checked);
                 (
                     PrimaryHost::new(&plan, writer, None, sabotage),
@@ -156,11 +158,18 @@ impl World {
         }
         let (outcome, verdict) = self.judge();
         self.env.check(verdict);
-        self.env.broken.take().map_or(Ok(outcome), |broken| Err((self.env.now, broken)))
+        self.env
+            .broken
+            .take()
+            .map_or(Ok(outcome), |broken| Err((self.env.now, broken)))
     }
 
     fn next_moment(&self) -> u64 {
-        let fault = self.plan.faults.get(self.next_fault).map_or(u64::MAX, |(at, _)| *at);
+        let fault = self
+            .plan
+            .faults
+            .get(self.next_fault)
+            .map_or(u64::MAX, |(at, _)| *at);
         let mut next = fault.min(self.clients.wake_at());
         next = next.min(self.plan.power_button.unwrap_or(u64::MAX));
         next = next.min(self.env.next_at().unwrap_or(u64::MAX));
@@ -195,7 +204,9 @@ impl World {
             self.env.flag() == Some(&Party::new(role, 1))
         };
         (dead(Side::Primary) && dead(Side::Backup))
-            || [Side::Primary, Side::Backup].into_iter().any(|side| dead(side) && holder(side))
+            || [Side::Primary, Side::Backup]
+                .into_iter()
+                .any(|side| dead(side) && holder(side))
     }
 
     /// What came of it, and whether everything is as it has to be at the end.
@@ -231,7 +242,9 @@ impl World {
 
     fn loser_halted(&self) -> Result<(), Broken> {
         let (primary, backup) = (self.primary.role.state(), self.backup.role.state());
-        let Some(live) = self.env.oracle.live() else { return Ok(()) };
+        let Some(live) = self.env.oracle.live() else {
+            return Ok(());
+        };
         let halted = match live {
             Side::Primary => matches!(backup, BackupState::Halted(_)),
             Side::Backup => matches!(primary, PrimaryState::Halted(_) | PrimaryState::Ended),
@@ -260,8 +273,11 @@ impl World {
     }
 
     fn faults(&mut self) {
-        while let Some((_, fault)) =
-            self.plan.faults.get(self.next_fault).filter(|(at, _)| *at <= self.env.now)
+        while let Some((_, fault)) = self
+            .plan
+            .faults
+            .get(self.next_fault)
+            .filter(|(at, _)| *at <= self.env.now)
         {
             let fault = *fault;
             self.next_fault += 1;
@@ -326,7 +342,8 @@ impl World {
             Happening::Noise => self.noise(),
             Happening::ToClient(frame) => {
                 if let Some(response) = Env::response(&frame) {
-                    self.env.trace(|| format!("client {}: {response:?}", response.client));
+                    self.env
+                        .trace(|| format!("client {}: {response:?}", response.client));
                     let now = self.env.now;
                     let result = self.clients.answered(response, now, &mut self.env.rng);
                     self.env.check(result);
@@ -352,8 +369,14 @@ impl World {
     }
 
     fn press(&mut self) {
-        if self.plan.power_button.take_if(|at| *at <= self.env.now).is_some() {
-            self.env.trace(|| "the operator presses the power button".into());
+        if self
+            .plan
+            .power_button
+            .take_if(|at| *at <= self.env.now)
+            .is_some()
+        {
+            self.env
+                .trace(|| "the operator presses the power button".into());
             for side in [Side::Primary, Side::Backup] {
                 self.deliver(side, Message::PowerButton);
             }
@@ -380,7 +403,8 @@ impl World {
         for client in 0..CLIENTS {
             let now = self.env.now;
             if let Some(request) = self.clients.ask(client, now, &mut self.env.rng) {
-                self.env.trace(|| format!("client {client} asks: {request:?}"));
+                self.env
+                    .trace(|| format!("client {client} asks: {request:?}"));
                 self.env.to_machine(request);
             }
         }
@@ -392,7 +416,12 @@ impl World {
             return;
         }
         self.steps += 1;
-        if side == Side::Primary && self.primary.leaves_at().is_some_and(|at| at <= self.env.now) {
+        if side == Side::Primary
+            && self
+                .primary
+                .leaves_at()
+                .is_some_and(|at| at <= self.env.now)
+        {
             self.env.trace(|| "primary: exits".into());
             self.kill(side);
             self.env.send(side, Message::Closed);

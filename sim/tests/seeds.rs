@@ -16,7 +16,8 @@ fn run_all(seeds: std::ops::Range<u64>, options: Options) -> (Vec<Outcome>, Vec<
                 let (mut outcomes, mut failures) = (Vec::new(), Vec::new());
                 // Relaxed: only the number matters; joining the scope orders the results.
                 let draw = || next.fetch_add(1, Ordering::Relaxed);
-                for seed in std::iter::from_fn(|| Some(draw()).filter(|seed| seeds.contains(seed))) {
+                for seed in std::iter::from_fn(|| Some(draw()).filter(|seed| seeds.contains(seed)))
+                {
                     match run(seed, options) {
                         Ok(outcome) => outcomes.push(outcome),
                         Err(failure) => failures.push(failure),
@@ -38,14 +39,28 @@ fn ten_thousand_seeds_break_no_rule() {
     for failure in failures.iter().take(5) {
         eprintln!("{failure}");
     }
-    assert!(failures.is_empty(), "{} of 10000 seeds broke a rule; the first are above", failures.len());
+    assert!(
+        failures.is_empty(),
+        "{} of 10000 seeds broke a rule; the first are above",
+        failures.len()
+    );
 
     // The runs must have been worth something: everything that they are there to provoke happened.
     let mut counts = Counts::default();
-    outcomes.iter().for_each(|outcome| counts.add(&outcome.counts));
-    let went_live = |side| outcomes.iter().filter(|outcome| outcome.live == Some(side)).count();
+    outcomes
+        .iter()
+        .for_each(|outcome| counts.add(&outcome.counts));
+    let went_live = |side| {
+        outcomes
+            .iter()
+            .filter(|outcome| outcome.live == Some(side))
+            .count()
+    };
     let lost = outcomes.iter().filter(|outcome| !outcome.served).count();
-    let undisturbed = outcomes.iter().filter(|outcome| outcome.live.is_none()).count();
+    let undisturbed = outcomes
+        .iter()
+        .filter(|outcome| outcome.live.is_none())
+        .count();
     let answered: usize = outcomes.iter().map(|outcome| outcome.answered).sum();
     println!(
         "backup live {}, primary alone {}, neither {undisturbed}, both lost {lost}, {answered} requests, {counts:?}",
@@ -118,10 +133,17 @@ fn every_rule_notices_a_mistake_by_itself() {
         (Rule::Unexpected, Sabotage::AcknowledgeUnstored),
     ];
     for (rule, sabotage) in pairs {
-        let options = Options { sabotage, only: Some(rule), ..Options::default() };
+        let options = Options {
+            sabotage,
+            only: Some(rule),
+            ..Options::default()
+        };
         let found = caught(options, 3_000);
         println!("{rule:?} under {sabotage:?}: {found:?}");
-        assert!(found.is_some(), "{rule:?} did not notice {sabotage:?} in 3000 seeds");
+        assert!(
+            found.is_some(),
+            "{rule:?} did not notice {sabotage:?} in 3000 seeds"
+        );
     }
 }
 

@@ -26,9 +26,17 @@ const ACK_DELAY: u64 = 300 * US;
 
 /// How the log arrives.
 enum Channel {
-    Link { receiver: Box<Receiver>, producer: Producer, acknowledged: Sequence },
+    Link {
+        receiver: Box<Receiver>,
+        producer: Producer,
+        acknowledged: Sequence,
+    },
     /// It reads the primary's ring in place.
-    Received { receiver: Box<Receiver>, cursor: ReceivedCursor, acknowledged: Sequence },
+    Received {
+        receiver: Box<Receiver>,
+        cursor: ReceivedCursor,
+        acknowledged: Sequence,
+    },
     /// Whatever is in the primary's ring is acknowledged.
     Committed,
 }
@@ -69,13 +77,24 @@ impl BackupHost {
         sabotage: Sabotage,
     ) -> Self {
         let clock = plan.clocks[Side::Backup.index()];
-        let policy = AckPolicy { entries: plan.ack_entries, delay_ns: ACK_DELAY };
+        let policy = AckPolicy {
+            entries: plan.ack_entries,
+            delay_ns: ACK_DELAY,
+        };
         let ring = log.consumer().capacity() as u64;
         let receiver = Box::new(Receiver::new(Sequence::NONE, ring, policy));
         let acknowledged = Sequence::NONE;
         let channel = match (producer, cursor) {
-            (Some(producer), _) => Channel::Link { receiver, producer, acknowledged },
-            (None, Some(cursor)) => Channel::Received { receiver, cursor, acknowledged },
+            (Some(producer), _) => Channel::Link {
+                receiver,
+                producer,
+                acknowledged,
+            },
+            (None, Some(cursor)) => Channel::Received {
+                receiver,
+                cursor,
+                acknowledged,
+            },
             (None, None) => Channel::Committed,
         };
         let recorder = Recorder::new(recorder_settings(plan), clock, 0, 0);
@@ -154,14 +173,21 @@ impl BackupHost {
             }
             _ => u64::MAX,
         };
-        let beat = if self.connected { self.pulse.schedule.next_at() } else { u64::MAX };
+        let beat = if self.connected {
+            self.pulse.schedule.next_at()
+        } else {
+            u64::MAX
+        };
         let role = self.role.deadline().unwrap_or(u64::MAX);
         let next = machine.min(ack).min(beat).min(role);
         next.saturating_sub(self.clock).max(env.now + US)
     }
 
     fn may_acknowledge(&self) -> bool {
-        let going_live = !matches!(self.role.state(), BackupState::Live | BackupState::Halted(_));
+        let going_live = !matches!(
+            self.role.state(),
+            BackupState::Live | BackupState::Halted(_)
+        );
         self.role.may_acknowledge() || (self.sabotage == Sabotage::NoSeal && going_live)
     }
 
@@ -171,7 +197,8 @@ impl BackupHost {
             Message::Heartbeat(bytes) if self.connected => {
                 if let Some(beat) = self.pulse.hear(&bytes, now) {
                     self.role.heard(now);
-                    self.replayer.primary_released(&mut self.machine.vm, beat.sequence);
+                    self.replayer
+                        .primary_released(&mut self.machine.vm, beat.sequence);
                 }
             }
             Message::Closed if self.connected => {
@@ -188,7 +215,12 @@ impl BackupHost {
         if !self.may_acknowledge() {
             return;
         }
-        let Channel::Link { receiver, producer, .. } = &mut self.channel else { return };
+        let Channel::Link {
+            receiver, producer, ..
+        } = &mut self.channel
+        else {
+            return;
+        };
         while !bytes.is_empty() {
             let entry = match receiver.accept(bytes, now) {
                 Ok(Verdict::Next(entry)) => entry,
@@ -276,8 +308,7 @@ impl BackupHost {
         self.connected = false;
         self.unlogged = Some(Unlogged::after(live.replayed));
         let clock = self.machine.vm.clock();
-        self.machine.recorder =
-            Recorder::new(recorder_settings(&self.plan), now, clock, live.said);
+        self.machine.recorder = Recorder::new(recorder_settings(&self.plan), now, clock, live.said);
         self.machine.resend = live.resend.into();
     }
 
@@ -307,7 +338,9 @@ impl BackupHost {
         }
         let budget = env.rng.between(1, 60);
         let from = self.machine.vm.position();
-        let step = self.replayer.step(&mut self.machine.vm, &mut self.log, budget);
+        let step = self
+            .replayer
+            .step(&mut self.machine.vm, &mut self.log, budget);
         match step {
             Ok(Progress::Idle) => {
                 self.idle = true;
@@ -371,8 +404,16 @@ impl BackupHost {
     fn send_ack(&mut self, now: u64, env: &mut Env) {
         let (replayed, free) = (self.replayed(), self.free());
         match &mut self.channel {
-            Channel::Link { receiver, acknowledged, .. }
-            | Channel::Received { receiver, acknowledged, .. } => {
+            Channel::Link {
+                receiver,
+                acknowledged,
+                ..
+            }
+            | Channel::Received {
+                receiver,
+                acknowledged,
+                ..
+            } => {
                 let ack = receiver.ack(now, replayed, free);
                 *acknowledged = ack.acked;
                 env.trace(|| format!("backup: acknowledges {}", ack.acked));
@@ -387,7 +428,12 @@ impl BackupHost {
         if !self.may_acknowledge() {
             return None;
         }
-        let Channel::Received { receiver, cursor, .. } = &mut self.channel else { return None };
+        let Channel::Received {
+            receiver, cursor, ..
+        } = &mut self.channel
+        else {
+            return None;
+        };
         let bytes = self.log.consumer().readable_from(cursor.get());
         match receiver.accept(bytes, now) {
             Ok(Verdict::Next(entry)) => {

@@ -27,7 +27,10 @@ const STEP: u64 = 3 * US;
 
 const VM: VmId = VmId([7; 16]);
 const GENERATION: u64 = 1;
-const DETECTOR: DetectorSettings = DetectorSettings { silence: SILENCE, stall: 6 * MS };
+const DETECTOR: DetectorSettings = DetectorSettings {
+    silence: SILENCE,
+    stall: 6 * MS,
+};
 const ARBITRATION: ArbitrationSettings = ArbitrationSettings { retry: 3 * MS };
 
 fn recorder_settings(plan: &Plan) -> RecorderSettings {
@@ -39,7 +42,10 @@ fn recorder_settings(plan: &Plan) -> RecorderSettings {
 }
 
 fn claim(role: Role) -> Claim {
-    Claim { generation: GENERATION, party: Party::new(role, 1) }
+    Claim {
+        generation: GENERATION,
+        party: Party::new(role, 1),
+    }
 }
 
 /// Heartbeats, both ways.

@@ -29,7 +29,11 @@ const RESEND: u64 = 800 * US;
 
 /// The log's way to the backup.
 enum Channel {
-    Link { sender: Box<Sender>, consumer: Consumer, moved: u64 },
+    Link {
+        sender: Box<Sender>,
+        consumer: Consumer,
+        moved: u64,
+    },
     /// The backup reads the ring, and says so.
     Received,
     /// The backup has the ring.
@@ -74,7 +78,11 @@ impl PrimaryHost {
         let channel = match consumer {
             Some(consumer) => {
                 let sender = Sender::new(Sequence::NONE, 0, ring, DETECTOR.stall);
-                Channel::Link { sender: Box::new(sender), consumer, moved: clock }
+                Channel::Link {
+                    sender: Box::new(sender),
+                    consumer,
+                    moved: clock,
+                }
             }
             None if plan.transport == Transport::Received => Channel::Received,
             None => Channel::Committed,
@@ -142,7 +150,11 @@ impl PrimaryHost {
             true => self.machine.wake_at().unwrap_or(now + 20 * US),
             false => u64::MAX,
         };
-        let beat = if self.connected { self.pulse.schedule.next_at() } else { u64::MAX };
+        let beat = if self.connected {
+            self.pulse.schedule.next_at()
+        } else {
+            u64::MAX
+        };
         let resend = match &self.channel {
             Channel::Link { sender, moved, .. } if self.connected && !sender.idle() => {
                 moved + RESEND
@@ -179,7 +191,11 @@ impl PrimaryHost {
         // A damaged acknowledgement is dropped; on this link messages may get lost.
         let Ok(ack) = Ack::decode(bytes) else { return };
         match &mut self.channel {
-            Channel::Link { sender, consumer, moved } => {
+            Channel::Link {
+                sender,
+                consumer,
+                moved,
+            } => {
                 let before = sender.acked_cursor();
                 match sender.acknowledge(&ack, consumer.readable(), now) {
                     Ok(progress) => {
@@ -202,7 +218,8 @@ impl PrimaryHost {
     /// Tells the role how the log stands.
     fn report(&mut self, now: u64) {
         let behind = self.log.last_sequence() > self.acknowledged;
-        self.role.acknowledged(now, self.acknowledged, behind || self.waiting_for_room);
+        self.role
+            .acknowledged(now, self.acknowledged, behind || self.waiting_for_room);
     }
 
     fn act(&mut self, env: &mut Env) {
@@ -261,12 +278,24 @@ impl PrimaryHost {
     }
 
     fn flush(&mut self, now: u64, env: &mut Env) -> Option<u64> {
-        let Channel::Link { sender, consumer, moved } = &mut self.channel else { return None };
+        let Channel::Link {
+            sender,
+            consumer,
+            moved,
+        } = &mut self.channel
+        else {
+            return None;
+        };
         if !self.connected {
             return None;
         }
         if !sender.idle() && now.saturating_sub(*moved) >= RESEND {
-            env.trace(|| format!("primary: nothing acknowledged behind {}", sender.acked().acked));
+            env.trace(|| {
+                format!(
+                    "primary: nothing acknowledged behind {}",
+                    sender.acked().acked
+                )
+            });
             env.counts.rewinds += 1;
             sender.rewind(now);
             *moved = now;
@@ -296,7 +325,9 @@ impl PrimaryHost {
 
     /// On shared memory a commit is the acknowledgement, unless the ring was sealed before it.
     fn ask_the_ring(&mut self, now: u64, env: &mut Env) -> Option<u64> {
-        if !matches!(self.channel, Channel::Committed) || *self.role.state() != PrimaryState::Protected {
+        if !matches!(self.channel, Channel::Committed)
+            || *self.role.state() != PrimaryState::Protected
+        {
             return None;
         }
         let committed = self.log.last_sequence();
@@ -345,7 +376,10 @@ impl PrimaryHost {
             env.counts.kicks += 1;
             self.machine.vm.kick_after = Some(env.rng.below(20));
         }
-        if self.sabotage == Sabotage::Unrecorded && env.rng.chance(10) && self.machine.vm.at_position() {
+        if self.sabotage == Sabotage::Unrecorded
+            && env.rng.chance(10)
+            && self.machine.vm.at_position()
+        {
             let clock = self.machine.vm.clock();
             let Ok(()) = self.machine.vm.apply(clock, Event::Console(b"unrecorded"));
         }
@@ -364,7 +398,12 @@ impl PrimaryHost {
         }
         if self.alone.is_none() {
             let reason = EndReason::PoweredOff;
-            if self.machine.recorder.end(&mut self.machine.vm, &mut self.log, reason).is_err() {
+            if self
+                .machine
+                .recorder
+                .end(&mut self.machine.vm, &mut self.log, reason)
+                .is_err()
+            {
                 return None;
             }
             self.recorded(Step::Idle, now, env);
@@ -385,13 +424,22 @@ impl PrimaryHost {
         if self.alone.is_none() {
             let last = self.log.last_sequence();
             if last > env.oracle.last_recorded() {
-                env.trace(|| format!("primary: recorded up to {last}, position {}", self.machine.vm.position()));
+                env.trace(|| {
+                    format!(
+                        "primary: recorded up to {last}, position {}",
+                        self.machine.vm.position()
+                    )
+                });
                 env.oracle.recorded(last, self.machine.vm.whole());
                 if matches!(self.channel, Channel::Committed) && !self.log.producer().sealed() {
                     env.oracle.held(last);
                 }
             }
-            let full = step == Step::Full;
+            let full = match step {
+                Step::Full => true,
+                Step::Ran(_) => false,
+                Step::Idle => self.waiting_for_room,
+            };
             if full != self.waiting_for_room {
                 env.counts.log_full += u64::from(full);
                 self.waiting_for_room = full;

@@ -75,6 +75,8 @@ pub struct Primary {
     detector: Detector,
     arbitration: Option<Arbitration>,
     acknowledged: Sequence,
+    /// Nothing is released before this entry is acknowledged.
+    fence: Sequence,
     times: Option<FailoverTimes>,
     actions: VecDeque<PrimaryAction>,
 }
@@ -96,6 +98,7 @@ impl Primary {
             detector: Detector::new(detector, now),
             arbitration: None,
             acknowledged: Sequence::NONE,
+            fence: Sequence::NONE,
             times: None,
             actions: VecDeque::with_capacity(4),
         }
@@ -111,6 +114,7 @@ impl Primary {
     #[must_use]
     pub const fn release_limit(&self) -> ReleaseLimit {
         match self.state {
+            PrimaryState::Protected if self.acknowledged < self.fence => ReleaseLimit::Nothing,
             PrimaryState::Protected => ReleaseLimit::UpTo(self.acknowledged),
             PrimaryState::Alone => ReleaseLimit::Everything,
             PrimaryState::Ended => ReleaseLimit::UpTo(self.acknowledged),
@@ -141,6 +145,15 @@ impl Primary {
             self.detector
                 .progress(now, self.acknowledged.0, outstanding);
         }
+    }
+
+    /// This process stood still for so long that the backup may have gone live meanwhile; `written`
+    /// is an entry that was written after that. Acknowledgements that had arrived before prove
+    /// nothing any more: what they would release, the new primary has sent again, and sending it from
+    /// here would draw the network's traffic back to a machine that is about to halt. Only a backup
+    /// that still is one acknowledges `written`.
+    pub fn stood_still(&mut self, written: Sequence) {
+        self.fence = self.fence.max(written);
     }
 
     /// A heartbeat, an acknowledgement, anything valid came from the backup.

@@ -112,7 +112,7 @@ impl Primary {
 
     /// How far outputs may leave at this moment. Cheap: to be asked again before each release.
     #[must_use]
-    pub const fn release_limit(&self) -> ReleaseLimit {
+    pub fn release_limit(&self) -> ReleaseLimit {
         match self.state {
             PrimaryState::Protected if self.acknowledged < self.fence => ReleaseLimit::Nothing,
             PrimaryState::Protected => ReleaseLimit::UpTo(self.acknowledged),

@@ -43,6 +43,18 @@ fn outputs_leave_up_to_the_acknowledged_entry() {
 }
 
 #[test]
+fn after_standing_still_nothing_leaves_before_a_new_entry_is_acknowledged() {
+    let mut primary = primary();
+    primary.acknowledged(10, Sequence(5), true);
+    primary.stood_still(Sequence(8));
+    assert_eq!(primary.release_limit(), ReleaseLimit::Nothing);
+    primary.acknowledged(20, Sequence(7), true);
+    assert_eq!(primary.release_limit(), ReleaseLimit::Nothing);
+    primary.acknowledged(21, Sequence(8), false);
+    assert_eq!(primary.release_limit(), ReleaseLimit::UpTo(Sequence(8)));
+}
+
+#[test]
 fn while_the_arbiter_decides_nothing_leaves_and_nothing_runs() {
     let mut primary = arbitrating();
     assert_eq!(

@@ -1,0 +1,1 @@
+//! What on this host costs latency.

@@ -15,9 +15,8 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
-use zerocopy::IntoBytes;
 
-use crate::entry::{Entry, HEADER_BYTES as HEADER_BYTES_OF_ENTRY};
+use crate::entry::Entry;
 use crate::protocol::hello::{Hello, HelloError, MAX_BODY_BYTES, Message, PREAMBLE_BYTES};
 
 /// How every saved log begins.
@@ -116,11 +115,7 @@ impl LogFileWriter {
     /// # Errors
     /// The file system refused.
     pub fn append(&mut self, entry: &Entry<'_>) -> Result<(), LogFileError> {
-        let padding = [0; 8];
-        let padding =
-            &padding[..entry.bytes_in_log() - HEADER_BYTES_OF_ENTRY - entry.payload().len()];
-        let parts = [entry.header().as_bytes(), entry.payload(), padding];
-        let written = parts.iter().try_for_each(|part| self.file.write_all(part));
+        let written = self.file.write_all(entry.as_bytes());
         written.map_err(|source| self.error("writing", source))
     }
 

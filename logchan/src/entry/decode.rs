@@ -7,6 +7,8 @@ use super::{Flags, HEADER_BYTES, Header, MAX_ENTRY_BYTES, Sequence, crc_of, padd
 /// A complete entry in the log's own memory.
 #[derive(Debug, Clone, Copy)]
 pub struct Entry<'a> {
+    /// All of it, padding included.
+    bytes: &'a [u8],
     header: &'a Header,
     payload: &'a [u8],
 }
@@ -211,9 +213,11 @@ pub(crate) fn split(
             });
         }
     }
+    let payload = &rest[..length_bytes - HEADER_BYTES];
     Ok(Some(Entry {
+        bytes,
         header,
-        payload: &rest[..length_bytes - HEADER_BYTES],
+        payload,
     }))
 }
 
@@ -282,9 +286,15 @@ impl<'a> Entry<'a> {
         self.payload
     }
 
+    /// The whole entry as it lies in the log, padding included.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
     /// Bytes that the entry occupies in the log, padding included.
     #[must_use]
     pub const fn bytes_in_log(&self) -> usize {
-        padded(HEADER_BYTES + self.payload.len())
+        self.bytes.len()
     }
 }

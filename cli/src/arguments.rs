@@ -1,10 +1,15 @@
 //! The command line.
 
+use crate::commands::bench::BenchArguments;
 use crate::commands::machine::{MachineArguments, PairArguments};
+use crate::commands::replay::ReplayArguments;
 use crate::commands::status::StatusArguments;
 use crate::commands::switch::SwitchArguments;
+use crate::commands::tune::TuneArguments;
 use crate::demo::DemoArguments;
-use clap::{Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use lockstep_tuning::knobs::{self, KnobError};
+use lockstep_vmm::settings::Settings;
 
 /// Keeps a virtual machine running through the loss of its host
 #[derive(Debug, Parser)]
@@ -13,6 +18,58 @@ pub struct Arguments {
     /// What to do
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// Commands that take every knob as an argument.
+const WITH_KNOBS: [&str; 6] = ["demo", "primary", "backup", "run", "bench", "tune"];
+
+/// The command line, with the knobs, which come from a table of their own.
+#[must_use]
+pub fn command() -> clap::Command {
+    WITH_KNOBS
+        .iter()
+        .fold(Arguments::command(), |command, name| {
+            command.mut_subcommand(*name, |command| match *name {
+                "bench" => command.mut_subcommand("output-latency", knobs::arguments),
+                "tune" => command.mut_subcommand("knobs", knobs::arguments),
+                _ => knobs::arguments(command),
+            })
+        })
+}
+
+/// Reads the command line, or ends the process with clap's message.
+#[must_use]
+pub fn read() -> (Arguments, Turned) {
+    let matches = command().get_matches();
+    let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    (arguments, Turned(matches))
+}
+
+/// The knobs that the command line turned.
+#[derive(Debug)]
+pub struct Turned(ArgMatches);
+
+impl Turned {
+    /// `base`, with those knobs.
+    ///
+    /// # Errors
+    /// Values that do not go together.
+    pub fn on(&self, base: Settings) -> Result<Settings, KnobError> {
+        let Some((name, mut matches)) = self.0.subcommand() else {
+            return Ok(base);
+        };
+        let nested = match name {
+            "bench" => Some("output-latency"),
+            "tune" => Some("knobs"),
+            _ => None,
+        };
+        match (nested, matches.subcommand()) {
+            (Some(nested), Some((name, inner))) if name == nested => matches = inner,
+            (Some(_), _) => return Ok(base),
+            (None, _) => {}
+        }
+        knobs::settings_from(matches, base)
+    }
 }
 
 /// What to do.
@@ -44,6 +101,12 @@ pub enum Command {
         #[command(flatten)]
         machine: MachineArguments,
     },
+    /// Measure, and write histograms and plots
+    Bench(BenchArguments),
+    /// See what can be set, and what on this host costs latency
+    Tune(TuneArguments),
+    /// Execute a saved log again, and print the digest of the final state
+    Replay(ReplayArguments),
     /// Ask a running process how it is
     Status(StatusArguments),
     /// Be a network for machines on a host without a tap

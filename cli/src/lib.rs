@@ -8,8 +8,8 @@ pub mod progress;
 pub mod scenario;
 pub mod signals;
 
-use arguments::{Arguments, Command};
-use clap::Parser;
+use arguments::{Command, Turned};
+use lockstep_vmm::settings::Settings;
 use std::error::Error;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -21,26 +21,33 @@ const LOG: &str = "LOCKSTEP_LOG";
 /// [`commands::HALTED_EXIT_CODE`] this side must not go on.
 #[must_use]
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let (arguments, turned) = arguments::read();
     let filter = EnvFilter::try_from_env(LOG).unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_target(false)
         .init();
-    run(arguments.command).unwrap_or_else(|error| {
+    run(arguments.command, &turned).unwrap_or_else(|error| {
         eprintln!("lockstep: {error}");
         ExitCode::FAILURE
     })
 }
 
-fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
-    let knobs = |settings| settings;
+fn run(command: Command, turned: &Turned) -> Result<ExitCode, Box<dyn Error>> {
+    let knobs = |base| turned.on(base);
+    let defaults = || turned.on(Settings::default());
     Ok(match command {
-        Command::Demo(arguments) => demo::demo(&arguments, knobs(Default::default()))?,
-        Command::Primary { machine, pair } => commands::roles::primary(&machine, &pair, knobs)?,
-        Command::Backup { machine, pair } => commands::roles::backup(&machine, &pair, knobs)?,
-        Command::Run { machine } => commands::roles::unprotected(&machine, knobs)?,
+        Command::Demo(arguments) => demo::demo(&arguments, defaults()?)?,
+        Command::Primary { machine, pair } => commands::roles::primary(&machine, &pair, &knobs)?,
+        Command::Backup { machine, pair } => commands::roles::backup(&machine, &pair, &knobs)?,
+        Command::Run { machine } => commands::roles::unprotected(&machine, &knobs)?,
+        Command::Bench(arguments) => commands::bench::bench(&arguments, defaults()?)?,
+        Command::Tune(arguments) => {
+            commands::tune::tune(&arguments, &defaults()?);
+            ExitCode::SUCCESS
+        }
+        Command::Replay(arguments) => commands::replay::replay(&arguments)?,
         Command::Status(arguments) => {
             commands::status::status(&arguments)?;
             ExitCode::SUCCESS

@@ -4,6 +4,7 @@
 use crate::config::{BARE_TENANT, ConfigError, VmFile, needed};
 use clap::Args;
 use lockstep_logchan::transport::connect::ConnectError;
+use lockstep_tuning::knobs::KnobError;
 use lockstep_vmm::host::arbiter_file::{ArbiterError, ArbiterFile};
 use lockstep_vmm::host::port::NetworkPort;
 use lockstep_vmm::host::status_socket::{StatusError, StatusSocket};
@@ -109,6 +110,9 @@ pub enum MachineError {
         /// What the system said.
         source: io::Error,
     },
+    /// A knob.
+    #[error(transparent)]
+    Knob(#[from] KnobError),
     /// The run itself.
     #[error(transparent)]
     Run(#[from] RunError),
@@ -138,18 +142,7 @@ pub fn prepare(
     let stop = control.clone();
     crate::signals::on_end(move || stop.stop()).map_err(host("listening to signals"))?;
 
-    let kernel = kernel(&file.vm.kernel)?;
-    let selection = file.vm.engine.select(&kernel)?;
-    tracing::info!(engine = ?selection.kind, reason = selection.reason, "engine");
-    let machine = MachineConfig {
-        engine: selection.kind,
-        memory_bytes: file.vm.memory_mib.saturating_mul(1 << 20),
-        command_line: file.vm.command_line.clone(),
-        nic: file.network.is_some(),
-        mac: file.vm.mac.0,
-        wall_clock_start: file.vm.wall_clock_start,
-    };
-    machine.validate()?;
+    let vm = vm_spec(file)?;
     let status = Arc::new(Status::default());
     let served = match &arguments.status {
         Some(path) => {
@@ -162,11 +155,7 @@ pub fn prepare(
     };
     let world = World::new(port(file)?, console(arguments)?);
     Ok(Prepared {
-        vm: VmSpec {
-            name: file.vm.name.clone(),
-            machine,
-            kernel,
-        },
+        vm,
         options: RunOptions {
             settings,
             world,
@@ -175,6 +164,30 @@ pub fn prepare(
             warm_up: Duration::from_millis(arguments.warm_up_ms),
         },
         status: served,
+    })
+}
+
+/// The machine that the file describes.
+///
+/// # Errors
+/// The kernel cannot be read, or no machine can be so.
+pub fn vm_spec(file: &VmFile) -> Result<VmSpec, MachineError> {
+    let kernel = kernel(&file.vm.kernel)?;
+    let selection = file.vm.engine.select(&kernel)?;
+    tracing::info!(engine = ?selection.kind, reason = selection.reason, "engine");
+    let machine = MachineConfig {
+        engine: selection.kind,
+        memory_bytes: file.vm.memory_mib.saturating_mul(1 << 20),
+        command_line: file.vm.command_line.clone(),
+        nic: file.network.is_some(),
+        mac: file.vm.mac.0,
+        wall_clock_start: file.vm.wall_clock_start,
+    };
+    machine.validate()?;
+    Ok(VmSpec {
+        name: file.vm.name.clone(),
+        machine,
+        kernel,
     })
 }
 

@@ -6,9 +6,13 @@ use super::machine::{
 };
 use super::report::{Role, RunReport};
 use crate::config::VmFile;
+use lockstep_tuning::knobs::KnobError;
 use lockstep_vmm::run::{self, AloneEnd, BackupEnd, PrimaryEnd};
 use lockstep_vmm::settings::Settings;
 use std::process::ExitCode;
+
+/// Settings, with the knobs that the command line turned.
+pub type Knobs<'a> = dyn Fn(Settings) -> Result<Settings, KnobError> + 'a;
 
 /// Runs a machine without fault tolerance.
 ///
@@ -16,10 +20,10 @@ use std::process::ExitCode;
 /// It cannot be made, or fails.
 pub fn unprotected(
     arguments: &MachineArguments,
-    settings: impl FnOnce(Settings) -> Settings,
+    knobs: &Knobs<'_>,
 ) -> Result<ExitCode, MachineError> {
     let file = VmFile::read(&arguments.config)?;
-    let settings = settings(file.settings.clone());
+    let settings = knobs(file.settings.clone())?;
     let Prepared {
         vm,
         options,
@@ -50,11 +54,11 @@ pub fn unprotected(
 pub fn primary(
     arguments: &MachineArguments,
     pairing: &PairArguments,
-    settings: impl FnOnce(Settings) -> Settings,
+    knobs: &Knobs<'_>,
 ) -> Result<ExitCode, MachineError> {
     let file = VmFile::read(&arguments.config)?;
     let pair = pair(&file, pairing)?;
-    let settings = settings(file.settings.clone());
+    let settings = knobs(file.settings.clone())?;
     let Prepared {
         vm,
         options,
@@ -91,11 +95,11 @@ pub fn primary(
 pub fn backup(
     arguments: &MachineArguments,
     pairing: &PairArguments,
-    settings: impl FnOnce(Settings) -> Settings,
+    knobs: &Knobs<'_>,
 ) -> Result<ExitCode, MachineError> {
     let file = VmFile::read(&arguments.config)?;
     let pair = pair(&file, pairing)?;
-    let settings = settings(file.settings.clone());
+    let settings = knobs(file.settings.clone())?;
     let Prepared {
         vm,
         options,

@@ -33,7 +33,11 @@ pub enum SwitchCommandError {
 /// See [`SwitchCommandError`].
 pub fn switch(arguments: &SwitchArguments) -> Result<(), SwitchCommandError> {
     let (ended, end) = mpsc::channel();
-    crate::signals::on_end(move || drop(ended.send(()))).map_err(SwitchCommandError::Signals)?;
+    let tell = move || {
+        // Nobody listens any more once the first signal was heard.
+        let _ = ended.send(());
+    };
+    crate::signals::on_end(tell).map_err(SwitchCommandError::Signals)?;
     let switch = Switch::bind(&arguments.path)?;
     eprintln!("switching at {}", arguments.path.display());
     // The sender lives in the thread that waits for signals, which never ends.

@@ -12,6 +12,7 @@ mod strikes;
 
 pub use outcome::Outcome;
 
+use crate::commands::{command_line, results_directory};
 use crate::progress::Progress;
 use crate::scenario::{Fault, Scenario, ScenarioError, ScenarioOptions};
 use clap::Args;
@@ -23,7 +24,7 @@ use lockstep_vmm::settings::Settings;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// Arguments of `lockstep demo`.
 #[derive(Debug, Args)]
@@ -55,7 +56,10 @@ pub struct DemoArguments {
 }
 
 /// An engine by its name in configuration files.
-fn engine(name: &str) -> Result<EngineChoice, String> {
+///
+/// # Errors
+/// There is none of that name; the error lists those that there are.
+pub fn engine(name: &str) -> Result<EngineChoice, String> {
     use serde::Deserialize;
     use serde::de::IntoDeserializer;
     use serde::de::value::{Error, StrDeserializer};
@@ -100,12 +104,13 @@ pub enum DemoError {
 pub fn demo(arguments: &DemoArguments, settings: Settings) -> Result<ExitCode, DemoError> {
     namespaces::gain()?;
     let host = |step| move |source| DemoError::Host { step, source };
-    let results = arguments.results.clone().unwrap_or_else(default_results);
+    let results = results_directory(arguments.results.as_deref(), "demo");
     let mut report = Report::create(&results, "demo", &command_line())?;
     let options = ScenarioOptions {
         program: std::env::current_exe().map_err(host("finding our own program"))?,
         engine: arguments.engine,
         settings,
+        save_logs: false,
     };
     let transport = options.settings.channel.transport;
     let progress = Progress::new();
@@ -170,16 +175,4 @@ fn leave_nothing_behind(directory: &Path) -> Result<(), DemoError> {
         step: "listening to signals",
         source,
     })
-}
-
-fn default_results() -> PathBuf {
-    let seconds = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
-    PathBuf::from(format!("results/demo-{seconds}"))
-}
-
-fn command_line() -> String {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    format!("lockstep {}", words.join(" "))
 }

@@ -1,8 +1,7 @@
 //! What the demo comes to: the table, the JSON file, the histograms and plots.
 
 use super::measure::Measured;
-use super::strikes::Round;
-use lockstep_bench::load::Verification;
+use crate::scenario::{Round, lost};
 use lockstep_bench::report::{HostFacts, Report, ReportError};
 use lockstep_perf::histogram::LatencyHistogram;
 use lockstep_perf::interval::{Interval, Series};
@@ -85,19 +84,11 @@ impl Outcome {
         let mut failures = Vec::new();
         let measured = [("unprotected", unprotected), ("protected", protected)];
         for (what, measured) in measured {
-            failures.extend(lost(what, &measured.verification));
+            failures.extend(lost(&measured.verification).map(|lost| format!("{what}: {lost}")));
         }
         for (index, round) in strikes.iter().enumerate() {
-            let what = format!("failover {}", index + 1);
-            failures.extend(lost(&what, &round.verification));
-            let stale = round.load.stale_reads;
-            if stale > 0 {
-                failures.push(format!(
-                    "{what}: {stale} reads showed less than acknowledged"
-                ));
-            }
-            let violations = round.judgement.violations.iter();
-            failures.extend(violations.map(|violation| format!("{what}: {violation}")));
+            let of_round = round.failures().into_iter();
+            failures.extend(of_round.map(|failure| format!("failover {}: {failure}", index + 1)));
         }
         let loads = || {
             let quiet = measured.iter().map(|(_, measured)| &measured.load);
@@ -144,19 +135,6 @@ impl Outcome {
     pub fn json(&self) -> &Json {
         &self.json
     }
-}
-
-/// What is wrong with a run's writes.
-fn lost(what: &str, verification: &Verification) -> Option<String> {
-    (!verification.passed()).then(|| {
-        format!(
-            "{what}: {} acknowledged writes lost, {} keys corrupt, {} unread: {}",
-            verification.lost_writes,
-            verification.corrupt_keys,
-            verification.unread_keys,
-            verification.examples.join("; ")
-        )
-    })
 }
 
 /// From the guest's kick until the frame is given to the world.

@@ -6,10 +6,12 @@
 
 mod pair;
 mod process;
+mod round;
 mod strike;
 
 pub use pair::{Host, Pair};
 pub use process::{Process, ProcessError};
+pub use round::{Loss, Meanwhile, Round, lost, under_load};
 pub use strike::{Fault, Judgement, Strike};
 
 use crate::commands::report::RunReport;
@@ -71,8 +73,20 @@ pub enum ScenarioError {
         /// What the system said.
         source: io::Error,
     },
-    /// A process reported something that cannot be read.
-    #[error("{name} reported {what} that cannot be read: {why}")]
+    /// The load was over before the strike.
+    #[error(
+        "the strike was to fall {} ms after the load's start, and the load of {} ms was over before",
+        moment.as_millis(),
+        length.as_millis()
+    )]
+    NoStrike {
+        /// When it was to fall.
+        moment: Duration,
+        /// How long the load was to be.
+        length: Duration,
+    },
+    /// A process reported something that cannot be used.
+    #[error("{name} reported {what} that cannot be used: {why}")]
     Report {
         /// Which process.
         name: String,
@@ -92,6 +106,8 @@ pub struct ScenarioOptions {
     pub engine: EngineChoice,
     /// The knobs.
     pub settings: Settings,
+    /// Whether backups save the logs that they replay ([`Pair::saved_log`]).
+    pub save_logs: bool,
 }
 
 /// A network, and the means to start machines on it.
@@ -148,9 +164,17 @@ impl Scenario {
     /// # Errors
     /// The guest does not answer.
     pub fn client(&self, config: LoadConfig) -> Result<Load, ScenarioError> {
-        let mut load = self.topology.clients.run(|| Load::connect(config))??;
+        let mut load = self.connect(config)?;
         load.prepare()?;
         Ok(load)
+    }
+
+    /// A client in the clients' namespace that has asked for nothing yet.
+    ///
+    /// # Errors
+    /// A setting is out of range, or the host refused the sockets.
+    pub fn connect(&self, config: LoadConfig) -> Result<Load, ScenarioError> {
+        Ok(self.topology.clients.run(|| Load::connect(config))??)
     }
 
     /// Starts a machine without fault tolerance on `host`, and waits until it runs. Outputs of its
@@ -162,7 +186,7 @@ impl Scenario {
         let run = self.next_run()?;
         let name = format!("unprotected-{run}");
         let configuration = self.configuration(host, host, run);
-        let mut process = self.start("run", &name, host, &configuration, warm_up)?;
+        let mut process = self.start("run", &name, host, &configuration, &[], warm_up)?;
         process.wait_for("running", START_PATIENCE, role_is("unprotected"))?;
         Ok(process)
     }
@@ -179,12 +203,33 @@ impl Scenario {
         let backup_on = primary_on.other();
         let of_primary = self.configuration(primary_on, primary_on, run);
         let of_backup = self.configuration(backup_on, primary_on, run);
-        let primary = self.start("primary", &primary_name, primary_on, &of_primary, warm_up)?;
-        let backup = self.start("backup", &backup_name, backup_on, &of_backup, warm_up)?;
+        let saved_log = self.directory.path().join(format!("{backup_name}.saved"));
+        let saved_log = self.options.save_logs.then_some(saved_log);
+        let save: Vec<OsString> = match &saved_log {
+            Some(path) => vec!["--save-log".into(), path.into()],
+            None => Vec::new(),
+        };
+        let primary = self.start(
+            "primary",
+            &primary_name,
+            primary_on,
+            &of_primary,
+            &[],
+            warm_up,
+        )?;
+        let backup = self.start(
+            "backup",
+            &backup_name,
+            backup_on,
+            &of_backup,
+            &save,
+            warm_up,
+        )?;
         let mut pair = Pair {
             primary,
             backup,
             primary_on,
+            saved_log,
             arbiter: self.arbiter_directory(run),
         };
         pair.primary
@@ -214,16 +259,17 @@ impl Scenario {
         name: &str,
         host: Host,
         configuration: &VmFile,
+        more: &[OsString],
         warm_up: Duration,
     ) -> Result<Process, ScenarioError> {
         let text = toml::to_string(configuration).map_err(io::Error::other);
-        let path = self.directory.path().join(format!("{name}.toml"));
+        let path = self.configuration_path(name);
         text.and_then(|text| std::fs::write(&path, text))
             .map_err(|source| ScenarioError::Files {
                 what: "a VM configuration",
                 source,
             })?;
-        let arguments: [OsString; 7] = [
+        let mut arguments: Vec<OsString> = vec![
             command.into(),
             "--config".into(),
             path.into(),
@@ -232,6 +278,7 @@ impl Scenario {
             "--warm-up-ms".into(),
             warm_up.as_millis().to_string().into(),
         ];
+        arguments.extend_from_slice(more);
         let namespace = match host {
             Host::A => &self.topology.host_a,
             Host::B => &self.topology.host_b,
@@ -248,23 +295,58 @@ impl Scenario {
     /// # Errors
     /// It does not end, or leaves no report.
     pub fn end(&self, mut process: Process) -> Result<RunReport, ScenarioError> {
-        let status = process.terminate(END_PATIENCE)?;
-        let path = self.report_path(process.name());
+        process.terminate(END_PATIENCE)?;
+        self.report_of(&process)
+    }
+
+    /// What a process that has ended reports.
+    fn report_of(&self, process: &Process) -> Result<RunReport, ScenarioError> {
         let unreadable = |why: String| ScenarioError::Report {
             name: process.name().to_owned(),
-            what: "a run report",
-            why: format!(
-                "{why}; it ended with {status} and said:\n{}",
-                process.last_words()
-            ),
+            what: "a run",
+            why: format!("{why}; it said:\n{}", process.last_words()),
         };
-        let text = std::fs::read(&path).map_err(|error| unreadable(error.to_string()))?;
+        let text = std::fs::read(self.report_path(process.name()))
+            .map_err(|error| unreadable(error.to_string()))?;
         serde_json::from_slice(&text).map_err(|error| unreadable(error.to_string()))
+    }
+
+    /// Ends a pair in order, and reads the reports of its primary and its backup. An orderly end is no failure: the backup
+    /// ends by itself, and does not go live.
+    ///
+    /// # Errors
+    /// One of them does not end, or not in order.
+    pub fn end_pair(&self, pair: Pair) -> Result<(RunReport, RunReport), ScenarioError> {
+        let Pair {
+            primary,
+            mut backup,
+            ..
+        } = pair;
+        let report = self.end(primary)?;
+        let status = backup.wait_end(END_PATIENCE)?;
+        let of_backup = self.report_of(&backup)?;
+        if !status.success() || of_backup.digest.is_none() {
+            return Err(ScenarioError::Report {
+                name: backup.name().to_owned(),
+                what: "an end",
+                why: format!(
+                    "expected the end of the log and a digest, found {status}, {}",
+                    of_backup.end
+                ),
+            });
+        }
+        Ok((report, of_backup))
     }
 
     /// The file that `lockstep --report` writes for the process `name`, once it has ended in order.
     fn report_path(&self, name: &str) -> PathBuf {
         self.directory.path().join(format!("{name}.json"))
+    }
+
+    /// The configuration file of the process `name`.
+    #[must_use]
+    pub fn configuration_path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(format!("{name}.toml"))
     }
 
     /// The configuration of the machine as `host` runs it, in whatever role.

@@ -42,6 +42,8 @@ pub struct Pair {
     pub backup: Process,
     /// Where the primary is.
     pub primary_on: Host,
+    /// The log that the backup saves, if it does.
+    pub saved_log: Option<PathBuf>,
     /// Where the two decide who lives.
     pub(super) arbiter: PathBuf,
 }

@@ -1,0 +1,227 @@
+//! `lockstep bench`: suites that end in histograms and plots.
+
+mod arms;
+
+use crate::demo::engine;
+use crate::progress::Progress;
+use crate::scenario::{Scenario, ScenarioError, ScenarioOptions};
+use arms::{OwnedArm, round_trip};
+use clap::{Args, Subcommand};
+use lockstep_bench::channel::{self, ChannelBenchError};
+use lockstep_bench::load::LoadConfig;
+use lockstep_bench::output_latency::{self, Arm, OutputLatencyError, Yardstick};
+use lockstep_bench::pingpong::Waiting;
+use lockstep_bench::report::{Report, ReportError, Summary};
+use lockstep_bench::ring::{self, RingBenchError, RingOptions};
+use lockstep_vmm::host::namespaces::{self, NamespaceError};
+use lockstep_vmm::machine::engine::EngineChoice;
+use lockstep_vmm::settings::{Settings, TransportKind, Wait};
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Arguments of all suites.
+#[derive(Debug, Args)]
+pub struct SuiteArguments {
+    /// Directory for histograms, plots and summary.json, made anew [default: results/<suite>-<time>]
+    #[arg(long, value_name = "DIRECTORY", global = true)]
+    results: Option<PathBuf>,
+    /// Print summary.json instead of a table
+    #[arg(long, global = true)]
+    json: bool,
+    /// Measure just enough to see that the suite works
+    #[arg(long, global = true)]
+    small: bool,
+}
+
+/// Arguments of `lockstep bench`.
+#[derive(Debug, Args)]
+pub struct BenchArguments {
+    /// Which suite
+    #[command(subcommand)]
+    suite: Suite,
+    /// For all of them
+    #[command(flatten)]
+    all: SuiteArguments,
+}
+
+/// The suites.
+#[derive(Debug, Subcommand)]
+enum Suite {
+    /// The log ring beside other rings and a bare cache-line hand-off
+    Ring,
+    /// The logging channel beside a bare TCP ping-pong
+    Channel,
+    /// What the output rule adds to a packet: unprotected, shm and tcp in one run
+    OutputLatency(OutputLatencyArguments),
+}
+
+/// Arguments of `lockstep bench output-latency`.
+#[derive(Debug, Args)]
+struct OutputLatencyArguments {
+    /// What executes the guest
+    #[arg(long, value_name = "auto|soft|kvm", default_value = "auto", value_parser = engine)]
+    engine: EngineChoice,
+    /// Requests a second
+    #[arg(long, value_name = "NUMBER", default_value_t = 1000.0)]
+    rate: f64,
+    /// Times that each arm takes its turn
+    #[arg(long, value_name = "NUMBER", default_value_t = 3)]
+    rounds: usize,
+    /// Length of each measurement
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    duration: u64,
+}
+
+/// A suite could not be brought to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// `ring`
+    #[error(transparent)]
+    Ring(#[from] RingBenchError),
+    /// `channel`
+    #[error(transparent)]
+    Channel(#[from] ChannelBenchError),
+    /// `output-latency`
+    #[error(transparent)]
+    OutputLatency(#[from] OutputLatencyError),
+    /// Its network.
+    #[error("output-latency needs network namespaces of its own: {0}")]
+    Namespaces(#[from] NamespaceError),
+    /// Its machines.
+    #[error(transparent)]
+    Scenario(#[from] ScenarioError),
+    /// The results.
+    #[error(transparent)]
+    Report(#[from] ReportError),
+    /// Our own program.
+    #[error("finding our own program: {0}")]
+    Program(io::Error),
+}
+
+/// Runs a suite. Call it before the process has other threads. The exit code says whether every
+/// promise was kept.
+///
+/// # Errors
+/// The suite could not be brought to its end.
+pub fn bench(arguments: &BenchArguments, settings: Settings) -> Result<ExitCode, BenchError> {
+    let name = match &arguments.suite {
+        Suite::Ring => "ring",
+        Suite::Channel => "channel",
+        Suite::OutputLatency(_) => "output-latency",
+    };
+    if matches!(arguments.suite, Suite::OutputLatency(_)) {
+        namespaces::gain()?;
+    }
+    let directory = super::results_directory(arguments.all.results.as_deref(), name);
+    let mut report = Report::create(&directory, name, &super::command_line())?;
+    let small = arguments.all.small;
+    let right = match &arguments.suite {
+        Suite::Ring => {
+            let options = if small {
+                RingOptions::small()
+            } else {
+                RingOptions::default()
+            };
+            ring::run(&options, &mut report)?;
+            true
+        }
+        Suite::Channel => {
+            channel::run(&channel_options(small), &mut report)?;
+            true
+        }
+        Suite::OutputLatency(suite) => output_latency(suite, settings, small, &mut report)?,
+    };
+    let summary: Summary = report.finish()?;
+    if arguments.all.json {
+        println!("{}", serde_json::json!(summary));
+    } else {
+        println!("{summary}");
+        println!("histograms and plots: {}", directory.display());
+    }
+    Ok(if right && summary.promises_kept() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn channel_options(small: bool) -> channel::Options {
+    let options = channel::Options::default();
+    if !small {
+        return options;
+    }
+    channel::Options {
+        entries: 500,
+        rounds: 2,
+        open_loop: Duration::from_millis(100),
+        throughput_bytes: 4 << 20,
+        ..options
+    }
+}
+
+/// Whether nothing was lost.
+fn output_latency(
+    arguments: &OutputLatencyArguments,
+    settings: Settings,
+    small: bool,
+    report: &mut Report,
+) -> Result<bool, BenchError> {
+    let program = std::env::current_exe().map_err(BenchError::Program)?;
+    let scenario = |transport: TransportKind| {
+        let mut settings = settings.clone();
+        settings.channel.transport = transport;
+        Scenario::new(ScenarioOptions {
+            program: program.clone(),
+            engine: arguments.engine,
+            settings,
+            save_logs: false,
+        })
+    };
+    let link = scenario(TransportKind::Tcp)?;
+    let mut arms: Vec<Box<dyn Arm>> = vec![
+        Box::new(OwnedArm::unprotected(scenario(TransportKind::Tcp)?)),
+        Box::new(OwnedArm::protected(
+            scenario(TransportKind::Shm)?,
+            TransportKind::Shm,
+        )),
+        Box::new(OwnedArm::protected(
+            scenario(TransportKind::Tcp)?,
+            TransportKind::Tcp,
+        )),
+    ];
+    let (rounds, measure) = if small {
+        (1, Duration::from_millis(500))
+    } else {
+        (arguments.rounds, Duration::from_secs(arguments.duration))
+    };
+    // Judged by the first, which waits as the channel's own ends do: those that spin only for a
+    // while have long been asleep when the next packet comes.
+    let mut waiting = [Waiting::Block, Waiting::Spin];
+    if settings.cpu.receive_wait == Wait::Spin {
+        waiting.reverse();
+    }
+    let play = measure.min(Duration::from_secs(1));
+    let mut yardsticks = waiting.map(|waiting| {
+        let link = &link;
+        Yardstick::new(format!("ping-pong-{}", waiting.name()), move || {
+            round_trip(link, waiting, play)
+        })
+    });
+    let options = output_latency::Options {
+        rounds,
+        warm_up: Duration::from_secs(2),
+        measure,
+        load: LoadConfig {
+            rate: arguments.rate,
+            ..LoadConfig::new(link.target())
+        },
+    };
+    let progress = Progress::new();
+    let outcome =
+        output_latency::run(&options, &mut arms, &mut yardsticks, report, &mut |doing| {
+            progress.step(doing)
+        })?;
+    Ok(outcome.wrong_keys == 0)
+}

@@ -1,0 +1,152 @@
+//! A protected machine, a load, a strike in the middle, and what came of it.
+
+use super::pair::Host;
+use super::strike::{Fault, Judgement};
+use super::{Scenario, ScenarioError};
+use lockstep_bench::load::{Load, LoadConfig, LoadReport, Progress, Verification};
+use std::time::{Duration, Instant};
+
+/// Longest time between two looks at a running load.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What is to befall a protected machine.
+#[derive(Debug, Clone, Copy)]
+pub struct Loss {
+    /// What befalls the primary.
+    pub fault: Fault,
+    /// When, from the load's start.
+    pub moment: Duration,
+    /// Length of the load.
+    pub length: Duration,
+    /// Where the primary is.
+    pub primary_on: Host,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Round {
+    /// What the client saw.
+    pub load: LoadReport,
+    /// Whether the new primary knows what the old one acknowledged.
+    pub verification: Verification,
+    /// Whether one side lives, and how long it took.
+    pub judgement: Judgement,
+}
+
+impl Round {
+    /// Everything that is wrong, in words; nothing, if all is well.
+    #[must_use]
+    pub fn failures(&self) -> Vec<String> {
+        let mut failures = self.judgement.violations.clone();
+        failures.extend(lost(&self.verification));
+        if self.load.stale_reads > 0 {
+            let stale = self.load.stale_reads;
+            failures.push(format!("{stale} reads showed less than was acknowledged"));
+        }
+        failures
+    }
+}
+
+/// What is wrong with what the server knows.
+pub fn lost(verification: &Verification) -> Option<String> {
+    (!verification.passed()).then(|| {
+        format!(
+            "{} acknowledged writes lost, {} keys corrupt, {} unread: {}",
+            verification.lost_writes,
+            verification.corrupt_keys,
+            verification.unread_keys,
+            verification.examples.join("; ")
+        )
+    })
+}
+
+impl Scenario {
+    /// Starts a pair, loads it, strikes its primary, and judges.
+    ///
+    /// # Errors
+    /// A part of it could not be played. What is wrong with the outcome is no error: it is in the
+    /// round.
+    pub fn lose_primary(
+        &mut self,
+        loss: &Loss,
+        load: LoadConfig,
+        watch: &mut dyn FnMut(&Progress),
+    ) -> Result<Round, ScenarioError> {
+        let mut pair = self.pair(loss.primary_on, Duration::ZERO)?;
+        let mut client = self.client(load)?;
+        let mut strike = None;
+        let mut meanwhile = || {
+            strike = Some(pair.strike(loss.fault)?);
+            Ok(())
+        };
+        let load = under_load(
+            &mut client,
+            loss.length,
+            watch,
+            Some((loss.moment, &mut meanwhile)),
+        )?;
+        let Some(strike) = strike else {
+            return Err(ScenarioError::NoStrike {
+                moment: loss.moment,
+                length: loss.length,
+            });
+        };
+        let judgement = pair.judge(strike, self)?;
+        // After the judgement: a resumed primary that answers would be believed by now.
+        let verification = client.verify()?;
+        Ok(Round {
+            load,
+            verification,
+            judgement,
+        })
+    }
+}
+
+/// Something to be done at a moment, counted from the load's start.
+pub type Meanwhile<'a> = (Duration, &'a mut dyn FnMut() -> Result<(), ScenarioError>);
+
+/// Runs `load` in a thread for `length`; does `meanwhile` in this one, and lets `watch` look at how
+/// far it is.
+///
+/// # Errors
+/// The load or `meanwhile` failed.
+pub fn under_load(
+    load: &mut Load,
+    length: Duration,
+    watch: &mut dyn FnMut(&Progress),
+    mut meanwhile: Option<Meanwhile<'_>>,
+) -> Result<LoadReport, ScenarioError> {
+    let shown = load.progress();
+    std::thread::scope(|scope| {
+        let running = std::thread::Builder::new()
+            .name("load".to_owned())
+            .spawn_scoped(scope, || load.run(length))
+            .map_err(|source| ScenarioError::Files {
+                what: "starting the load's thread",
+                source,
+            })?;
+        let started = Instant::now();
+        let mut done = Ok(());
+        while !running.is_finished() {
+            let pause = match &meanwhile {
+                Some((moment, _)) => moment.saturating_sub(started.elapsed()).min(LOOK),
+                None => LOOK,
+            };
+            std::thread::sleep(pause);
+            watch(&shown);
+            let due = meanwhile.take_if(|(moment, _)| started.elapsed() >= *moment);
+            if let Some((_, act)) = due {
+                done = act();
+                if done.is_err() {
+                    shown.stop();
+                }
+            }
+        }
+        let report = running.join();
+        done?;
+        match report {
+            Ok(report) => Ok(report?),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}

@@ -1,6 +1,8 @@
 //! A live machine without a backup: an unprotected run, and either side after it has won at the
 //! arbiter. Nothing is logged and nothing waits.
 
+use std::collections::VecDeque;
+
 use lockstep_perf::stamp;
 use rustix::event::{PollFd, PollFlags};
 
@@ -29,9 +31,20 @@ pub(super) struct Alone<V: Vm> {
     pub log: Unlogged,
     pub idle: Idle,
     pub control: Control,
+    /// Frames to be sent besides the guest's, each when its time has come, in that order.
+    pub announcements: VecDeque<(u64, Vec<u8>)>,
 }
 
 impl<V: Vm> Alone<V> {
+    fn announce(&mut self, now: u64) {
+        while let Some((due, frame)) = self.announcements.front()
+            && *due <= now
+        {
+            self.live.world.announce(frame);
+            self.announcements.pop_front();
+        }
+    }
+
     /// Runs until the guest powers off or the operator stops it. `released` is told when outputs
     /// have left.
     pub fn run(&mut self, mut released: impl FnMut(u64)) -> Result<AloneEnd, RunError> {
@@ -43,6 +56,7 @@ impl<V: Vm> Alone<V> {
             if any {
                 released(now);
             }
+            self.announce(now);
             if self.live.powered_off() {
                 return Ok(AloneEnd::PoweredOff);
             }
@@ -57,7 +71,9 @@ impl<V: Vm> Alone<V> {
                 std::hint::spin_loop();
                 continue;
             }
-            let until = self.live.wake_at().unwrap_or(u64::MAX).min(now + SLEEP_NS);
+            let announce_at = self.announcements.front().map_or(u64::MAX, |(due, _)| *due);
+            let wake_at = self.live.wake_at().unwrap_or(u64::MAX);
+            let until = wake_at.min(announce_at).min(now + SLEEP_NS);
             let doorbell = PollFd::from_borrowed_fd(self.control.doorbell().fd(), PollFlags::IN);
             let mut sources = [doorbell.clone(), doorbell];
             if let Some(fd) = self.live.world.fd() {

@@ -4,6 +4,7 @@
 //! ([`super::receiver`]). At go-live the replaying thread drops the log and goes on as a live
 //! machine: the code that runs and applies is the same, only the source of events is another.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,6 +41,9 @@ use crate::ft::replayer::{Progress, Replayer};
 use crate::ft::times::FailoverTimes;
 use crate::ft::vm::{DigestScope, StateDigest, Vm};
 use crate::host::port::MAX_FRAME;
+
+/// When a machine that goes live announces its address, milliseconds from go-live.
+const ANNOUNCED_AFTER_MS: [u64; 6] = [0, 50, 200, 500, 1000, 3000];
 
 /// Longest sleep of a thread that waits for log entries.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
@@ -218,6 +222,9 @@ impl<V: Vm> Following<V> {
             let received = self.receiver.received();
             self.role.received(now, received, released > received);
             pulse.tell(received);
+            if pulse.awaits_first(now) {
+                heard = now;
+            }
         }
         if heard > self.heard {
             self.heard = heard;
@@ -264,16 +271,17 @@ impl<V: Vm> Following<V> {
                 return Ok(self.report(BackupEnd::Halted(halt), None));
             }
         };
+        let mut announcements = self.announcements(stamp::now());
         let mut world = self.live.world;
         // What the network flooded to this side while it only watched is the primary's to answer:
         // it was, or its sender will repeat it.
         let mut stale = [0; MAX_FRAME];
         while world.receive(&mut stale).is_some() {}
-        if let Some(mac) = self.mac {
-            world.announce(&announce::rarp(mac));
-            if let Some(ip) = self.guest_ip {
-                world.announce(&announce::gratuitous_arp(mac, ip));
-            }
+        while let Some((due, frame)) = announcements.front()
+            && *due <= stamp::now()
+        {
+            world.announce(frame);
+            announcements.pop_front();
         }
         let resent = taken.resend.len();
         for output in taken.resend {
@@ -290,6 +298,7 @@ impl<V: Vm> Following<V> {
             log: Unlogged::after(taken.replayed),
             idle: self.idle,
             control: self.control,
+            announcements,
         };
         let mut failover = Failover {
             suspicion: suspicion.map(|why| why.to_string()).unwrap_or_default(),
@@ -320,6 +329,25 @@ impl<V: Vm> Following<V> {
             digest: None,
             stages: alone.live.stages.into_histograms(),
         })
+    }
+
+    /// What tells the network where the guest is now. More than once: an announcement may be lost,
+    /// and a switch may hear the old primary's last frame after the first.
+    fn announcements(&self, now: u64) -> VecDeque<(u64, Vec<u8>)> {
+        let Some(mac) = self.mac else {
+            return VecDeque::new();
+        };
+        let mut frames = vec![announce::rarp(mac).to_vec()];
+        frames.extend(
+            self.guest_ip
+                .map(|ip| announce::gratuitous_arp(mac, ip).to_vec()),
+        );
+        let times = ANNOUNCED_AFTER_MS
+            .iter()
+            .map(|after| now + after * 1_000_000);
+        times
+            .flat_map(|due| frames.iter().map(move |frame| (due, frame.clone())))
+            .collect()
     }
 
     fn report(self, end: BackupEnd, digest: Option<StateDigest>) -> BackupReport {

@@ -16,7 +16,7 @@ use super::stage_report::StageReport;
 use super::world::World;
 use super::{RunError, RunOptions};
 use crate::ft::gate::{MAX_HELD_OUTPUTS, OutputGate, ReleaseLimit};
-use crate::ft::log::{EndReason, LogDraft, LogWrite};
+use crate::ft::log::{EndReason, LogDraft, LogWrite, Sequence};
 use crate::ft::recorder::{RecordError, Recorder, RecorderSettings};
 use crate::ft::vm::{Event, OutputKind, Stop, Vm};
 use crate::host::port::MAX_FRAME;
@@ -204,6 +204,23 @@ impl<V: Vm> Live<V> {
                 now = stamp::now();
             }
             stamps.sent = now;
+        }
+    }
+
+    /// Writes an entry that says nothing but the time, if the machine is at a position and the log
+    /// has room: something for the backup to acknowledge.
+    pub fn mark_time<L: LogWrite>(
+        &mut self,
+        log: &mut L,
+        now: u64,
+    ) -> Result<Option<Sequence>, RunError> {
+        if !self.vm.at_position() {
+            return Ok(None);
+        }
+        match self.recorder.event(&mut self.vm, log, Event::Clock, now) {
+            Ok(sequence) => Ok(Some(sequence)),
+            Err(RecordError::LogFull { .. } | RecordError::GateFull) => Ok(None),
+            Err(error) => Err(RunError::of_record(error)),
         }
     }
 

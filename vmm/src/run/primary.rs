@@ -5,6 +5,7 @@
 //! have threads of their own, so that neither a long run of the guest nor hanging storage stops
 //! the other.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use lockstep_logchan::entry::Sequence;
@@ -80,6 +81,9 @@ pub(super) struct Protected<V: Vm> {
     /// The last entry for which the backup was woken, and when.
     pub woken: Sequence,
     pub woken_at: u64,
+    /// When the loop last went round, and whether a long pause since is yet to be marked in the log.
+    pub looked_at: u64,
+    pub stood_still: bool,
     pub pulse: Option<Pulse>,
     pub arbiter: ArbiterDesk,
     pub idle: Idle,
@@ -105,11 +109,14 @@ impl<V: Vm> Protected<V> {
                 Turn::Idle
             };
             let now = stamp::now();
+            self.fence_after_a_pause(now)?;
             let before = acked;
             if let Err(why) = self.serve_channel(now, turn, &mut acked) {
                 self.role.suspect(now, why);
             }
-            let released = self.live.release(self.role.release_limit(), self.acked_at);
+            // While it stood still and has not marked that yet, it does not know what it may release.
+            let released =
+                !self.stood_still && self.live.release(self.role.release_limit(), self.acked_at);
             self.wake_backup(now, turn);
             self.listen(now);
             self.role.tick(now);
@@ -194,6 +201,7 @@ impl<V: Vm> Protected<V> {
             log,
             idle: self.idle,
             control: self.control,
+            announcements: VecDeque::new(),
         };
         let end = alone.run(|now| role.output_left(now))?;
         Ok(PrimaryReport {
@@ -214,6 +222,21 @@ impl<V: Vm> Protected<V> {
             suspicion,
             stages: self.live.stages.into_histograms(),
         }
+    }
+
+    /// Notices that this process was stopped for a while, and writes the entry behind which the role
+    /// may release again.
+    fn fence_after_a_pause(&mut self, now: u64) -> Result<(), RunError> {
+        // Twice the longest sleep of this loop, half of what the backup calls silence.
+        self.stood_still |= now.saturating_sub(self.looked_at) > 2 * self.tick_every;
+        self.looked_at = now;
+        if self.stood_still {
+            if let Some(written) = self.live.mark_time(&mut self.log, now)? {
+                self.role.stood_still(written);
+                self.stood_still = false;
+            }
+        }
+        Ok(())
     }
 
     /// Sends what is committed and takes the acknowledgements.
@@ -254,7 +277,12 @@ impl<V: Vm> Protected<V> {
             .vcpu
             .committed_sequence
             .set(self.log.last_sequence().0);
-        let outstanding = *acked < self.log.last_sequence() || turn == Turn::Full;
+        let waiting = *acked < self.log.last_sequence() || turn == Turn::Full;
+        let starting = self
+            .pulse
+            .as_ref()
+            .is_some_and(|pulse| pulse.awaits_first(now));
+        let outstanding = waiting && !starting;
         self.role.acknowledged(now, *acked, outstanding);
         Ok(())
     }
@@ -277,7 +305,9 @@ impl<V: Vm> Protected<V> {
     fn listen(&mut self, now: u64) {
         if let Some(pulse) = &self.pulse {
             let heard = pulse.heard_at();
-            if heard > self.heard {
+            if pulse.awaits_first(now) {
+                self.role.heard(now);
+            } else if heard > self.heard {
                 self.heard = heard;
                 // Another thread's stamp may be a hair ahead of ours.
                 self.role.heard(heard.min(now));
@@ -408,6 +438,8 @@ pub fn primary(
         acked_at: 0,
         woken: Sequence::NONE,
         woken_at: 0,
+        looked_at: now,
+        stood_still: false,
         pulse: Some(pulse),
         arbiter,
         idle: Idle::new(settings.cpu.idle_wait, settings.cpu.spin_us),

@@ -16,6 +16,9 @@ use lockstep_perf::counters::Counters;
 use lockstep_perf::stamp;
 use rustix::event::{PollFd, PollFlags};
 
+/// How long the peer's first heartbeat may take, nanoseconds.
+const FIRST_HEARTBEAT_NS: u64 = 2_000_000_000;
+
 /// Identity of one pairing, as heartbeats carry it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pairing {
@@ -37,6 +40,7 @@ struct Shared {
 #[derive(Debug)]
 pub(super) struct Pulse {
     shared: Arc<Shared>,
+    started: u64,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -50,15 +54,25 @@ impl Pulse {
     ) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let shared = Arc::new(Shared::default());
-        shared.heard_at.store(stamp::now(), Ordering::Relaxed);
+        let started = stamp::now();
+        // Relaxed: the spawn orders it.
+        shared.heard_at.store(started, Ordering::Relaxed);
         let theirs = Arc::clone(&shared);
         let thread = thread::Builder::new()
             .name("heartbeat".into())
             .spawn(move || beat(&socket, pairing, interval, &theirs, &counters))?;
         Ok(Self {
             shared,
+            started,
             thread: Some(thread),
         })
+    }
+
+    /// The peer's first heartbeat is not there yet, and need not be: the two sides of a pair do not
+    /// get ready at the same moment, and the slower one is not dead.
+    pub fn awaits_first(&self, now: u64) -> bool {
+        let heard = self.heard_at() != self.started;
+        !heard && now.saturating_sub(self.started) < FIRST_HEARTBEAT_NS
     }
 
     /// When the peer was last heard, on [`stamp::now`]'s clock.

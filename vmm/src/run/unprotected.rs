@@ -1,5 +1,7 @@
 //! A machine without fault tolerance: what protection is measured against.
 
+use std::collections::VecDeque;
+
 use lockstep_perf::stages::StageHistograms;
 use lockstep_perf::{pin, stamp};
 
@@ -40,6 +42,7 @@ pub fn unprotected(vm: &VmSpec, options: RunOptions) -> Result<UnprotectedReport
         log: Unlogged::after(Sequence::NONE),
         idle: Idle::new(cpu.idle_wait, cpu.spin_us),
         control,
+        announcements: VecDeque::new(),
     };
     let end = alone.run(|_| ())?;
     Ok(UnprotectedReport {

@@ -41,9 +41,9 @@ pub enum Happening {
     Delivery(Side, Message),
     /// A frame from a client reaches the switch.
     FromClient(Request),
-    /// A frame from a machine reaches a client.
-    ToClient([u8; 13]),
-    /// The switch learns where the machine's address lives.
+    /// A frame from a machine reaches the switch, on its way to a client.
+    FromMachine(Side, [u8; 13]),
+    /// A side's announcement reaches the switch.
     Announcement(Side),
     /// A claim reaches the storage.
     AtStorage(Side, Claim),
@@ -279,12 +279,12 @@ impl Env {
     }
 
     /// A machine sends a frame to the clients' network.
-    pub fn to_clients(&mut self, frame: &[u8]) {
+    pub fn to_clients(&mut self, from: Side, frame: &[u8]) {
         let Ok(frame) = <[u8; 13]>::try_from(frame) else {
             return;
         };
         for delay in self.fate(self.network).into_iter().flatten() {
-            self.schedule(self.now + delay, Happening::ToClient(frame));
+            self.schedule(self.now + delay, Happening::FromMachine(from, frame));
         }
     }
 
@@ -300,10 +300,15 @@ impl Env {
         self.schedule(self.now + delay, Happening::Noise);
     }
 
-    /// A side says that the machine's address lives with it.
+    /// A side says, again and again for a while, that the machine's address lives with it: what it
+    /// says may be lost, and a frame of the other side may reach the switch after it.
     pub fn announce(&mut self, side: Side) {
-        let delay = self.rng.between(self.network.fastest, self.network.slowest);
-        self.schedule(self.now + delay, Happening::Announcement(side));
+        for after in [0, 3, 10, 30, 60, 150] {
+            for delay in self.fate(self.network).into_iter().flatten() {
+                let at = self.now + after * MS + delay;
+                self.schedule(at, Happening::Announcement(side));
+            }
+        }
     }
 
     /// A side puts its claim to the storage.

@@ -10,6 +10,7 @@ use lockstep_vmm::ft::vm::{Event, Output, OutputKind, Stop, Vm};
 
 use crate::env::Env;
 use crate::guest::Guest;
+use crate::plan::Side;
 
 /// Frames that wait in the host's network card.
 const CARD: usize = 16;
@@ -128,6 +129,16 @@ impl Machine {
         }
     }
 
+    /// Writes an entry that says nothing but the time: something for the backup to acknowledge.
+    pub fn mark_time<L: LogWrite>(&mut self, log: &mut L, now: u64) -> Option<Sequence> {
+        let written = self
+            .recorder
+            .event(&mut self.vm, log, Event::Clock, now)
+            .ok()?;
+        self.halted = false;
+        Some(written)
+    }
+
     /// Writes down what was said, without running.
     pub fn record_outputs<L: LogWrite>(&mut self, log: &mut L) -> Step {
         match self.recorder.outputs(&mut self.vm, log, &mut self.gate) {
@@ -158,7 +169,12 @@ impl Machine {
 
     /// Sends the next output, or accounts for the one that was sent: two steps, for a process can
     /// die in between. Returns the entry that recorded what was sent, and its bytes.
-    pub fn release(&mut self, limit: ReleaseLimit, env: &mut Env) -> Option<(Sequence, Vec<u8>)> {
+    pub fn release(
+        &mut self,
+        limit: ReleaseLimit,
+        side: Side,
+        env: &mut Env,
+    ) -> Option<(Sequence, Vec<u8>)> {
         if self.left {
             self.left = false;
             let sent = match self.resend.pop_front() {
@@ -178,7 +194,7 @@ impl Machine {
         };
         self.left = true;
         if output.kind == OutputKind::Frame {
-            env.to_clients(&output.bytes);
+            env.to_clients(side, &output.bytes);
         }
         Some((entry, output.bytes.clone()))
     }

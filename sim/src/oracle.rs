@@ -21,6 +21,8 @@ pub struct Oracle {
     released: Vec<Vec<u8>>,
     /// The entry of the last of them that waited for an acknowledgement.
     released_entry: Sequence,
+    /// The primary was stopped when the backup went live, and has been continued.
+    overtaken: bool,
     /// Where the backup's life as the only one began.
     went_live_at: Option<Sequence>,
     /// Outputs that the machine has said on the backup and that have left it.
@@ -76,6 +78,10 @@ impl Oracle {
             return Ok(());
         }
         self.released_entry = self.released_entry.max(entry);
+        if self.overtaken {
+            let why = format!("the output of entry {entry} left after the backup had gone live");
+            return Err((Rule::OneLive, why));
+        }
         if entry > self.held {
             let held = self.held;
             let why = format!("the output of entry {entry} left, the backup has up to {held}");
@@ -97,6 +103,11 @@ impl Oracle {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The primary goes on after it was stopped for longer than half of what counts as silence.
+    pub const fn primary_continued(&mut self) {
+        self.overtaken |= self.went_live_at.is_some();
     }
 
     /// `side` goes on without the other.

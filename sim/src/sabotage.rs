@@ -31,11 +31,13 @@ pub enum Sabotage {
     Unrecorded,
     /// A side asks the arbiter once, and not again when no answer comes.
     AskOnce,
+    /// A primary that was stopped goes on releasing what had been acknowledged before.
+    NoFence,
 }
 
 impl Sabotage {
     /// Every mistake.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::ReleaseEarly,
         Self::NoSeal,
         Self::SealNotAsked,
@@ -48,6 +50,7 @@ impl Sabotage {
         Self::NotDrained,
         Self::Unrecorded,
         Self::AskOnce,
+        Self::NoFence,
     ];
 }
 

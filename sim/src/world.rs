@@ -14,7 +14,7 @@ use crate::env::{Counts, Env, Happening, Message};
 use crate::options::Options;
 use crate::oracle::Broken;
 use crate::plan::{Fault, MS, Plan, Side, Transport, US};
-use crate::replica::{BackupHost, PrimaryHost};
+use crate::replica::{BackupHost, PrimaryHost, SILENCE};
 use crate::rng::Rng;
 use crate::violation::Rule;
 use crate::wire::{CLIENTS, KEYS};
@@ -63,6 +63,7 @@ pub struct World {
     backup: BackupHost,
     process: [Process; 2],
     wake: [u64; 2],
+    stopped_at: [u64; 2],
     clients: Clients,
     /// Where the switch sends frames for the machine.
     port: Side,
@@ -119,6 +120,7 @@ impl World {
             backup,
             process: [Process::Runs; 2],
             wake: [0; 2],
+            stopped_at: [0; 2],
             clients: Clients::new(plan.requests),
             port: Side::Primary,
             calm_at: plan.faults.last().map_or(0, |(at, _)| *at),
@@ -294,6 +296,7 @@ impl World {
                 Fault::Stop(side) => {
                     if self.process[side.index()] == Process::Runs {
                         self.process[side.index()] = Process::Stopped;
+                        self.stopped_at[side.index()] = self.env.now;
                     }
                 }
                 Fault::Continue(side) => self.resume(side),
@@ -316,6 +319,10 @@ impl World {
 
     fn resume(&mut self, side: Side) {
         if self.process[side.index()] == Process::Stopped {
+            let stopped = self.env.now - self.stopped_at[side.index()];
+            if side == Side::Primary && stopped > SILENCE / 2 {
+                self.env.oracle.primary_continued();
+            }
             self.process[side.index()] = Process::Runs;
             self.wake[side.index()] = self.env.now;
         }
@@ -340,7 +347,9 @@ impl World {
                 self.deliver(self.port, Message::Frame(frame));
             }
             Happening::Noise => self.noise(),
-            Happening::ToClient(frame) => {
+            Happening::FromMachine(side, frame) => {
+                // As switches do, it learns from every frame where its sender lives.
+                self.port = side;
                 if let Some(response) = Env::response(&frame) {
                     self.env
                         .trace(|| format!("client {}: {response:?}", response.client));

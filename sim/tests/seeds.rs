@@ -112,9 +112,9 @@ fn caught(options: Options, most: u64) -> Option<(u64, Rule)> {
 #[test]
 fn every_mistake_is_caught() {
     for sabotage in Sabotage::ALL {
-        let found = caught(sabotage.into(), 3_000);
+        let found = caught(sabotage.into(), 6_000);
         println!("{sabotage:?}: {found:?}");
-        assert!(found.is_some(), "{sabotage:?} went unnoticed in 3000 seeds");
+        assert!(found.is_some(), "{sabotage:?} went unnoticed in 6000 seeds");
     }
 }
 
@@ -125,6 +125,7 @@ fn every_rule_notices_a_mistake_by_itself() {
         (Rule::OutputRule, Sabotage::ReleaseEarly),
         (Rule::OutputRule, Sabotage::SealNotAsked),
         (Rule::OneLive, Sabotage::BackupDoesNotAsk),
+        (Rule::OneLive, Sabotage::NoFence),
         (Rule::Durability, Sabotage::ReleaseEarly),
         (Rule::Durability, Sabotage::BackupDoesNotAsk),
         (Rule::SameState, Sabotage::Unrecorded),
@@ -138,11 +139,11 @@ fn every_rule_notices_a_mistake_by_itself() {
             only: Some(rule),
             ..Options::default()
         };
-        let found = caught(options, 3_000);
+        let found = caught(options, 6_000);
         println!("{rule:?} under {sabotage:?}: {found:?}");
         assert!(
             found.is_some(),
-            "{rule:?} did not notice {sabotage:?} in 3000 seeds"
+            "{rule:?} did not notice {sabotage:?} in 6000 seeds"
         );
     }
 }
@@ -159,7 +160,7 @@ fn a_seed_always_runs_the_same() {
 #[test]
 fn a_failure_names_its_seed_and_how_to_replay_it() {
     let options = Options::from(Sabotage::ReleaseEarly);
-    let (seed, _) = caught(options, 3_000).unwrap();
+    let (seed, _) = caught(options, 6_000).unwrap();
     let text = run(seed, options).unwrap_err().to_string();
     let command = format!("cargo run -p lockstep-sim --release -- --seed {seed} --trace");
     assert!(text.contains(&command), "{text}");

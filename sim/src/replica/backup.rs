@@ -468,7 +468,7 @@ impl BackupHost {
         if self.unlogged.is_none() || !self.machine.releasable(limit) {
             return None;
         }
-        if let Some((_, bytes)) = self.machine.release(limit, env) {
+        if let Some((_, bytes)) = self.machine.release(limit, Side::Backup, env) {
             env.trace(|| format!("backup: output leaves: {bytes:x?}"));
             env.counts.sent_twice += u64::from(env.oracle.sent_before());
             let result = env.oracle.backup_sent(&bytes);

@@ -21,7 +21,7 @@ use crate::plan::{MS, Plan, US};
 /// Time between heartbeats.
 const HEARTBEAT: u64 = MS;
 /// A peer silent for longer is suspected.
-const SILENCE: u64 = 5 * MS;
+pub const SILENCE: u64 = 5 * MS;
 /// An ordinary step takes up to this long.
 const STEP: u64 = 3 * US;
 

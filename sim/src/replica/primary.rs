@@ -15,7 +15,7 @@ use lockstep_vmm::ft::primary::{Primary, PrimaryAction, PrimaryState};
 use lockstep_vmm::ft::recorder::Recorder;
 use lockstep_vmm::ft::vm::{Event, Vm};
 
-use super::{ARBITRATION, DETECTOR, Pulse, STEP, claim, recorder_settings};
+use super::{ARBITRATION, DETECTOR, Pulse, SILENCE, STEP, claim, recorder_settings};
 use crate::env::{Env, Message};
 use crate::guest::Guest;
 use crate::machine::{Machine, Step};
@@ -57,6 +57,8 @@ pub struct PrimaryHost {
     waiting_for_room: bool,
     asked: u32,
     leaves_at: Option<u64>,
+    looked_at: u64,
+    stood_still: bool,
     clock: u64,
     pace: u64,
     sabotage: Sabotage,
@@ -100,6 +102,8 @@ impl PrimaryHost {
             waiting_for_room: false,
             asked: 0,
             leaves_at: None,
+            looked_at: 0,
+            stood_still: false,
             clock,
             pace: plan.pace[Side::Primary.index()],
             sabotage,
@@ -109,6 +113,9 @@ impl PrimaryHost {
     /// One step. Returns when, in simulated time, the next one is due.
     pub fn step(&mut self, env: &mut Env) -> u64 {
         let now = env.now + self.clock;
+        // Half of what the backup calls silence: it may have gone live meanwhile.
+        self.stood_still |= env.now - self.looked_at > SILENCE / 2;
+        self.looked_at = env.now;
         // What has arrived may wait while something else is done, but not for a judgement of the
         // peer's silence.
         if !self.inbox.is_empty() && env.rng.chance(600) {
@@ -122,7 +129,7 @@ impl PrimaryHost {
             self.role.tick(now);
             self.act(env);
         }
-        const DEEDS: u64 = 7;
+        const DEEDS: u64 = 8;
         let first = env.rng.below(DEEDS);
         for deed in 0..DEEDS {
             let spent = match (first + deed) % DEEDS {
@@ -132,6 +139,7 @@ impl PrimaryHost {
                 3 => self.ask_the_ring(now, env),
                 4 => self.events(now, env),
                 5 => self.end(now, env),
+                6 => self.mark_time(now, env),
                 _ => self.run(env),
             };
             if let Some(spent) = spent {
@@ -253,6 +261,9 @@ impl PrimaryHost {
     }
 
     fn limit(&self) -> ReleaseLimit {
+        if self.stood_still && self.sabotage != Sabotage::NoFence {
+            return ReleaseLimit::Nothing;
+        }
         match (self.sabotage, self.role.state()) {
             (Sabotage::ReleaseEarly, PrimaryState::Protected)
             | (Sabotage::ReleaseWhileArbitrating, PrimaryState::Arbitrating(_)) => {
@@ -267,7 +278,7 @@ impl PrimaryHost {
         if !self.machine.releasable(limit) {
             return None;
         }
-        if let Some((entry, bytes)) = self.machine.release(limit, env) {
+        if let Some((entry, bytes)) = self.machine.release(limit, Side::Primary, env) {
             let alone = self.alone.is_some();
             env.trace(|| format!("primary: output of {entry} leaves: {bytes:x?}"));
             let result = env.oracle.primary_sent(entry, alone, &bytes);
@@ -389,6 +400,21 @@ impl PrimaryHost {
             None => self.machine.run(&mut self.log, positions),
         };
         self.recorded(step, now, env)
+    }
+
+    /// After it stood still: an entry to be acknowledged before anything is released again.
+    fn mark_time(&mut self, now: u64, env: &mut Env) -> Option<u64> {
+        if !self.stood_still || *self.role.state() != PrimaryState::Protected {
+            self.stood_still = false;
+            return None;
+        }
+        let written = self.machine.mark_time(&mut self.log, now)?;
+        env.trace(|| format!("primary: stood still; waits for {written}"));
+        self.stood_still = false;
+        if self.sabotage != Sabotage::NoFence {
+            self.role.stood_still(written);
+        }
+        self.recorded(Step::Ran(0), now, env)
     }
 
     /// The machine is off and the world knows: the log ends, and some time later the process.

@@ -503,6 +503,16 @@ impl Core {
         }
     }
 
+    /// Faults as a store of `size` bytes at the stack's top would.
+    pub(crate) fn stack_writable(&mut self, size: u64) -> Result<(), Raised> {
+        let linear = self.stack_linear(self.stack_offset(0), size)?;
+        match size {
+            2 => self.load_for_write::<u16>(linear, SS).map(|_| ()),
+            4 => self.load_for_write::<u32>(linear, SS).map(|_| ()),
+            _ => self.load_for_write::<u64>(linear, SS).map(|_| ()),
+        }
+    }
+
     fn stack_linear(&mut self, pointer: u64, size: u64) -> Result<u64, Raised> {
         if self.code_size == CodeSize::Bits64 {
             return Ok(pointer);

@@ -92,10 +92,11 @@ pub(super) fn build(b: Builder<'_>) -> Outcome<'_> {
         Cdq => b.with(data::sign::<u32>),
         Cqo => b.with(data::sign::<u64>),
         Xlatb => {
-            // iced gives the operand as base + AL.
+            // iced gives AL as the index; its handler knows.
             let mut b = b;
-            let e = b.memory();
-            b.with(by_form!(e, xlat))
+            b.any_memory();
+            b.op.index = ZERO;
+            b.with(data::xlat)
         }
         Shl | Sal => shifts(b, shift::handler::<shift::Shl>),
         Shr => shifts(b, shift::handler::<shift::Shr>),
@@ -155,7 +156,7 @@ pub(super) fn build(b: Builder<'_>) -> Outcome<'_> {
 use data::{
     bswap, cmov_rm, cmov_rr, cmpxchg_mr, cmpxchg_rr, cmpxchg8b, lea as lea_handler, mov_mi,
     mov_moffs, mov_mr, mov_ri, mov_rm, mov_rr, movsx_rm, movsx_rr, movzx_rm, movzx_rr, setcc_m,
-    setcc_r, xadd_mr, xadd_rr, xchg_mr, xchg_rr, xlat,
+    setcc_r, xadd_mr, xadd_rr, xchg_mr, xchg_rr,
 };
 use muldiv::{div, idiv, imul as imul_wide, imul_rm, imul_rmi, imul_rr, imul_rri, mul};
 

@@ -5,7 +5,7 @@
 
 use crate::core::Core;
 use crate::exec::int::Int;
-use crate::exec::run_time_address;
+use crate::exec::{run_time_address, stepped_address};
 use crate::flags::{AF, CF, DF, IF, PF, SF, ZF};
 use crate::op::{At, Flow, ok};
 
@@ -51,7 +51,7 @@ pub(crate) fn m<S: Int, const K: u8>(c: &mut Core, op: At) -> Flow {
     } else {
         (bit as i64 >> S::BITS.trailing_zeros()) * S::BYTES as i64
     };
-    let at = ok!(c, op, bit_address(c, op, step, S::BYTES, K != TEST));
+    let at = ok!(c, op, stepped_address(c, op, step, S::BYTES, K != TEST));
     if K == TEST {
         let v = ok!(c, op, c.load::<S>(at, op.seg));
         change::<S, K>(c, v, bit);
@@ -64,29 +64,6 @@ pub(crate) fn m<S: Int, const K: u8>(c: &mut Core, op: At) -> Flow {
         c.flags = new;
     }
     op.next(c)
-}
-
-fn bit_address(
-    c: &mut Core,
-    op: At,
-    step: i64,
-    size: usize,
-    write: bool,
-) -> Result<u64, crate::core::Raised> {
-    if step == 0 {
-        return run_time_address(c, op, size, write);
-    }
-    let mut offset = crate::exec::offset(c, op).wrapping_add(step as u64);
-    if op.scale & crate::exec::ADDRESS_32 != 0 {
-        offset &= 0xffff_ffff;
-    } else if op.scale & crate::exec::ADDRESS_16 != 0 {
-        offset &= 0xffff;
-    }
-    if c.in_64_bit_code() {
-        Ok(offset.wrapping_add(c.seg_base[usize::from(op.seg & 7)]))
-    } else {
-        c.segment_linear(op.seg, offset, size as u64, write)
-    }
 }
 
 /// BSF (`LAST` false) and BSR; `op.aux` is 1 when the source is in memory.

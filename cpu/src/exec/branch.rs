@@ -114,11 +114,11 @@ pub(crate) fn call(c: &mut Core, op: At) -> Flow {
 fn call_to(c: &mut Core, op: At, to: u64) -> Flow {
     let next = c.rip().wrapping_add(op.end());
     let sp = c.regs[4].wrapping_sub(8);
-    if !crate::core::canonical(to) {
-        c.gp();
-        return op.leave(c);
-    }
+    // As on Intel's: the return address is written even if the target then faults.
     ok!(c, op, c.store::<u64>(sp, SS, next));
+    if !crate::core::canonical(to) {
+        return not_canonical(c, op);
+    }
     c.regs[4] = sp;
     c.set_rip(to);
     Flow::Indirect

@@ -2,7 +2,7 @@
 
 use crate::core::Core;
 use crate::exec::int::Int;
-use crate::exec::{address, offset};
+use crate::exec::{address, offset, stepped_address};
 use crate::flags::{ZF, condition};
 use crate::op::{At, Flow, ok};
 
@@ -225,9 +225,10 @@ pub(crate) fn sign<S: Int>(c: &mut Core, op: At) -> Flow {
     op.next(c)
 }
 
-/// XLAT.
-pub(crate) fn xlat<const E: u8>(c: &mut Core, op: At) -> Flow {
-    let at = ok!(c, op, address::<E>(c, op, 1, false));
+/// XLAT: AL, unsigned, is the index.
+pub(crate) fn xlat(c: &mut Core, op: At) -> Flow {
+    let index = i64::from(c.reg::<u8>(0));
+    let at = ok!(c, op, stepped_address(c, op, index, 1, false));
     let v = ok!(c, op, c.load::<u8>(at, op.seg));
     c.set_reg(0, v);
     op.next(c)

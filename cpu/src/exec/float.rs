@@ -240,11 +240,11 @@ to_integer!(cvttss2si, "cvttss2si", 4);
 to_integer!(cvtsd2si, "cvtsd2si", 8);
 to_integer!(cvttsd2si, "cvttsd2si", 8);
 
-/// CVTPI2PS and CVTPI2PD: two 32-bit integers of an MMX register or memory. `DOUBLE`: to doubles, and
-/// a memory source leaves the x87 state alone.
+/// CVTPI2PS and CVTPI2PD: two 32-bit integers of an MMX register or memory. `DOUBLE`: to doubles.
+/// A memory source leaves the x87 state alone.
 pub(crate) fn from_mmx<const DOUBLE: bool>(c: &mut Core, op: At) -> Flow {
     ok!(c, op, c.sse());
-    let touches = !DOUBLE || op.aux & IN_MEMORY == 0;
+    let touches = op.aux & IN_MEMORY == 0;
     if touches {
         ok!(c, op, c.mmx());
     }

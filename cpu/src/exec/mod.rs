@@ -161,3 +161,24 @@ pub(crate) fn run_time_address(
 ) -> Result<u64, Raised> {
     any_address(c, op, size, write)
 }
+
+/// As [`run_time_address`], `step` bytes further on, wrapped at the address width.
+pub(crate) fn stepped_address(
+    c: &mut Core,
+    op: At,
+    step: i64,
+    size: usize,
+    write: bool,
+) -> Result<u64, Raised> {
+    let mut offset = offset(c, op).wrapping_add(step as u64);
+    if op.scale & ADDRESS_32 != 0 {
+        offset &= 0xffff_ffff;
+    } else if op.scale & ADDRESS_16 != 0 {
+        offset &= 0xffff;
+    }
+    if c.code_size == CodeSize::Bits64 {
+        Ok(offset.wrapping_add(c.seg_base[usize::from(op.seg & 7)]))
+    } else {
+        c.segment_linear(op.seg, offset, size as u64, write)
+    }
+}

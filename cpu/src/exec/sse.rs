@@ -250,15 +250,16 @@ pub(crate) fn maskmov<const MMX: bool>(c: &mut Core, op: At) -> Flow {
     };
     let at = ok!(c, op, run_time_address(c, op, n, true));
     let (data, mask) = (data.to_le_bytes(), mask.to_le_bytes());
-    // All pages that will be written are checked before the first byte is.
-    for i in (0..n).filter(|&i| mask[i] & 0x80 != 0) {
-        ok!(
-            c,
-            op,
-            c.load_for_write::<u8>(at.wrapping_add(i as u64), op.seg)
-        );
+    // All pages that will be written are checked before the first byte is; a fault names the operand's
+    // first byte there.
+    let page = |i: usize| at.wrapping_add(i as u64) & !0xfff;
+    let enabled = || (0..n).filter(|&i| mask[i] & 0x80 != 0);
+    for first in [0, n - 1].map(page) {
+        if enabled().any(|i| page(i) == first) {
+            ok!(c, op, c.load_for_write::<u8>(at.max(first), op.seg));
+        }
     }
-    for i in (0..n).filter(|&i| mask[i] & 0x80 != 0) {
+    for i in enabled() {
         ok!(
             c,
             op,
@@ -273,6 +274,7 @@ pub(crate) fn maskmov<const MMX: bool>(c: &mut Core, op: At) -> Flow {
 
 pub(crate) fn emms(c: &mut Core, op: At) -> Flow {
     ok!(c, op, c.mmx());
+    c.enter_mmx();
     c.fpu.tags = 0;
     op.next(c)
 }

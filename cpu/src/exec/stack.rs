@@ -217,12 +217,13 @@ fn enter_frame(c: &mut Core, op: At) -> Result<(), Raised> {
         push(c, base)?;
     }
     let sp = c.stack_offset(0u64.wrapping_sub(frame));
-    // The new top must be writable (SDM vol. 2, ENTER: a write of its last operand is checked).
     c.set_stack_pointer(sp);
+    // The new top must be writable (SDM vol. 2, ENTER).
+    c.stack_writable(size)?;
     if size == 2 {
-        c.set_reg(5 * 8, base as u16)
+        c.set_reg(5 * 8, base as u16);
     } else {
-        c.regs[BP] = base
+        c.regs[BP] = base;
     }
     Ok(())
 }

@@ -12,6 +12,8 @@ const TSS: u64 = 0x7800;
 /// Gate `n` leads here, plus 16 times n.
 const HANDLERS: u64 = 0x8000;
 const STACK: u64 = 0xb000;
+/// Where the supervisor's pages are mapped; below, only the case's are.
+const HIGH: u64 = 0xffff_8000_0000_0000;
 const CODE_FRAME: u64 = 0x10000;
 const DATA_FRAME: u64 = 0x20000;
 
@@ -55,10 +57,12 @@ impl Engine {
         let memory =
             GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("guest RAM");
         let put = |at: u64, v: u64| memory.write_obj(v, GuestAddress(at)).expect("inside RAM");
-        // Page tables: 0x1000 PML4, 0x2000 PDPT, 0x3000 PD, 0x4000 the kernel's, 0x5000 the case's.
+        // Page tables: 0x1000 PML4; 0x2000, 0x3000, 0x5000 the case's; 0xc000, 0xd000, 0x4000 the kernel's.
         put(TABLES, 0x2007);
         put(0x2000, 0x3007);
-        put(0x3000, 0x4003);
+        put(TABLES + 8 * 256, 0xc003);
+        put(0xc000, 0xd003);
+        put(0xd000, 0x4003);
         put(0x3000 + 8 * (CODE >> 21), 0x5007);
         assert_eq!(
             CODE >> 21,
@@ -81,11 +85,8 @@ impl Engine {
         }
         for vector in 0..256 {
             let handler = HANDLERS + 16 * vector;
-            put(
-                IDT + 16 * vector,
-                handler & 0xffff | 8 << 16 | 0xee00 << 32 | handler >> 16 << 48,
-            );
-            put(IDT + 16 * vector + 8, 0);
+            put(IDT + 16 * vector, handler & 0xffff | 8 << 16 | 0xee00 << 32);
+            put(IDT + 16 * vector + 8, HIGH >> 32);
         }
         memory
             .write_slice(&[0xf4; 4096], GuestAddress(HANDLERS))
@@ -104,7 +105,7 @@ impl Engine {
         {
             put(GDT + 8 * i as u64, d);
         }
-        put(TSS + 4, STACK);
+        put(TSS + 4, HIGH + STACK);
         let mut cpu = Cpu::new(memory.clone(), CpuModel::x86_64_v1());
         let start = start_state();
         cpu.set_state(&start).expect("a legal state");
@@ -140,7 +141,7 @@ impl Engine {
             out.note = format!("{exit:?}");
             return out;
         }
-        out.vector = ((state.rip - 1 - HANDLERS) / 16) as u8;
+        out.vector = ((state.rip - 1 - HIGH - HANDLERS) / 16) as u8;
         let has_error = matches!(out.vector, 8 | 10..=14 | 17);
         let mut frame = [0; 48];
         let length = if has_error { 48 } else { 40 };
@@ -184,16 +185,16 @@ fn start_state() -> CpuState {
         },
         tr: Segment {
             selector: 0x40,
-            base: TSS,
+            base: HIGH + TSS,
             limit: 0x67,
             attributes: 0x8b,
         },
         gdtr: DescriptorTable {
-            base: GDT,
+            base: HIGH + GDT,
             limit: 0x37,
         },
         idtr: DescriptorTable {
-            base: IDT,
+            base: HIGH + IDT,
             limit: 0xfff,
         },
         cr0: 0x8005_0033,

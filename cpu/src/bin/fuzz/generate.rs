@@ -107,7 +107,11 @@ fn wanted(ins: &Instruction) -> bool {
             | Code::Pextrw_r32m16_xmm_imm8
             | Code::Pextrw_r64m16_xmm_imm8
     );
-    !(uses_fs || segments || far || prefixed_scan || short_branch)
+    // A branch back into the case might never end.
+    let back = ins.op_count() == 1
+        && matches!(ins.op_kind(0), OpKind::NearBranch64)
+        && (CODE - 16..CODE + 32).contains(&ins.near_branch_target());
+    !(back || uses_fs || segments || far || prefixed_scan || short_branch)
 }
 
 /// One random instruction at `ip`.

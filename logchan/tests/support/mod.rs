@@ -249,6 +249,10 @@ impl Receiving {
         self.thread.join().expect("the receiving thread ends")
     }
 
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
     /// Waits for the channel's own end.
     pub fn end(self) -> ChannelError {
         let start = Instant::now();

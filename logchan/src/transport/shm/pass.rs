@@ -41,6 +41,12 @@ impl ShmParts {
     pub const fn ring(&self) -> &Ring {
         &self.ring
     }
+
+    /// The control page's memory file.
+    #[must_use]
+    pub fn control_fd(&self) -> BorrowedFd<'_> {
+        self.page.fd()
+    }
 }
 
 fn failed(step: &'static str) -> impl Fn(rustix::io::Errno) -> ChannelError {

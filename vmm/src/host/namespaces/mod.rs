@@ -5,6 +5,7 @@
 mod netlink;
 mod privilege;
 mod topology;
+pub mod trial;
 
 pub use netlink::{Mac, Netlink, NetlinkError, VethEnd};
 pub use privilege::{NoPrivilege, Privilege, gain, in_user_namespace, probe as probe_privilege};

@@ -22,43 +22,13 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Set in the environment of a test that was started again in a user namespace.
-const INSIDE: &str = "LOCKSTEP_TEST_IN_USER_NAMESPACE";
-/// Printed by such a test when what it lacks shows only there.
-const LACKS: &str = "LACKS: ";
-
-/// Runs `body` where network namespaces can be made: here, or in this test started again in a user
-/// namespace; or reports that this host has no such place.
-fn with_namespaces(test: &str, body: impl FnOnce()) {
-    let inside = std::env::var_os(INSIDE).is_some();
-    match probe() {
-        Ok(Privilege::Held) => body(),
-        Ok(Privilege::UserNamespace) if !inside => run_inside(test),
-        Ok(Privilege::UserNamespace) => panic!("a user namespace in which nothing is allowed"),
-        Err(lack) if inside => println!("{LACKS}{lack}"),
-        Err(lack) => lockstep_perf::not_run::report(test, &lack.to_string()),
-    }
+/// The harness's name of a test of this module.
+fn path(test: &str) -> String {
+    format!("host::namespaces::tests::{test}")
 }
 
-/// Starts this test again, alone, in a user namespace.
-fn run_inside(test: &str) {
-    let mut again = Command::new(std::env::current_exe().expect("our own path"));
-    again
-        .args(["--exact", "--nocapture", "--test-threads=1"])
-        .arg(format!("host::namespaces::tests::{test}"))
-        .env(INSIDE, "1");
-    in_user_namespace(&mut again);
-    let output = again.output().expect("spawn");
-    let said = String::from_utf8_lossy(&output.stdout);
-    if let Some((_, lack)) = said.split_once(LACKS) {
-        let lack = lack.lines().next().unwrap_or_default();
-        return lockstep_perf::not_run::report(test, lack);
-    }
-    assert!(
-        output.status.success() && said.contains("1 passed"),
-        "{said}\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+fn with_namespaces(test: &str, body: impl FnOnce()) {
+    super::trial::with_namespaces(&path(test), body);
 }
 
 /// A guest in the place of a virtual machine: smoltcp on a port, which refuses wrong checksums.
@@ -406,21 +376,10 @@ fn the_kernel_s_refusal_names_the_step() {
 /// kernel allows it, because that is the way of most users.
 #[test]
 fn the_whole_network_can_be_built_in_a_user_namespace() {
-    const TEST: &str = "the_whole_network_can_be_built_in_a_user_namespace";
-    if std::env::var_os(INSIDE).is_some() {
-        match probe() {
-            Ok(Privilege::Held) => drop(Topology::build().expect("build")),
-            Ok(Privilege::UserNamespace) => panic!("a user namespace in which nothing is allowed"),
-            Err(lack) => println!("{LACKS}{lack}"),
-        }
-        return;
-    }
-    match super::privilege::try_in_child() {
-        Ok(()) => run_inside(TEST),
-        Err((step, error)) => {
-            lockstep_perf::not_run::report(TEST, &format!("user namespaces: {step}: {error}"));
-        }
-    }
+    super::trial::in_user_namespace(
+        &path("the_whole_network_can_be_built_in_a_user_namespace"),
+        || drop(Topology::build().expect("build")),
+    );
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::io::Write;
 
 use lockstep_logchan::protocol::ack::ACK_BYTES;
 use lockstep_logchan::protocol::heartbeat::HEARTBEAT_BYTES;
@@ -170,7 +171,9 @@ impl Env {
     /// Prints a line if somebody wants to follow.
     pub fn trace(&self, line: impl FnOnce() -> String) {
         if self.options.trace {
-            println!("{:>9.1} us  {}", self.now as f64 / 1e3, line());
+            let now = self.now as f64 / 1e3;
+            // A reader that has seen enough is no reason to fail.
+            let _ignored = writeln!(std::io::stdout(), "{now:>9.1} us  {}", line());
         }
     }
 

@@ -3,7 +3,7 @@
 //! A run drives exactly the code that ships: the roles, recorder, replayer, output gate, failure
 //! detector and arbitration of `lockstep_vmm::ft`; entries, acknowledgements, credit and heartbeats
 //! of `lockstep_logchan`; the log ring of `lockstep_ringbuf`. Simulated are the machine ([`guest`]), its clients
-//! ([`clients`]), time, the networks, the arbiter's storage ([`env`]) and the threads that drive the
+//! ([`clients`]), time, the networks, the arbiter's storage ([`mod@env`]) and the threads that drive the
 //! roles ([`replica`]). Everything that happens follows from the seed, so a failure replays.
 //!
 //! # The fault model

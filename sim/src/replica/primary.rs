@@ -180,11 +180,7 @@ impl PrimaryHost {
     fn receive(&mut self, message: Message, now: u64, env: &mut Env) {
         match message {
             Message::Ack(bytes) if self.connected => self.receive_ack(&bytes, now, env),
-            Message::Heartbeat(bytes) if self.connected => {
-                if self.pulse.hear(&bytes, now).is_some() {
-                    self.role.heard(now);
-                }
-            }
+            Message::Heartbeat(bytes) if self.connected => self.receive_heartbeat(&bytes, now),
             Message::Closed if self.connected => {
                 self.role.suspect(now, Suspicion::ConnectionLost);
             }
@@ -192,6 +188,12 @@ impl PrimaryHost {
             Message::PowerButton => self.machine.power_button(),
             Message::Arbiter(answer) => self.role.arbiter_answered(now, answer),
             _ => {}
+        }
+    }
+
+    fn receive_heartbeat(&mut self, bytes: &[u8], now: u64) {
+        if self.pulse.hear(bytes, now).is_some() {
+            self.role.heard(now);
         }
     }
 

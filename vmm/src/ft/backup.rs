@@ -160,7 +160,7 @@ impl Backup {
     }
 
     /// A heartbeat, an entry, anything valid came from the primary.
-    pub const fn heard(&mut self, now: u64) {
+    pub fn heard(&mut self, now: u64) {
         self.detector.heard(now);
     }
 

@@ -94,10 +94,10 @@ impl Detector {
         }
     }
 
-    /// Something valid came from the peer.
-    pub const fn heard(&mut self, now: u64) {
-        self.heard = now;
-        self.silent_since = now;
+    /// Something valid came from the peer, at `now` or a little earlier.
+    pub fn heard(&mut self, now: u64) {
+        self.heard = self.heard.max(now);
+        self.silent_since = self.silent_since.max(now);
         self.excused = false;
     }
 
@@ -118,16 +118,15 @@ impl Detector {
     /// Looks at the clock. To be called at least every quarter of the shorter timeout.
     ///
     /// When this very process was not running for long (calls further apart than half the silence
-    /// allowed), its peer's silence may be its own: the peer gets half the time again, once.
+    /// allowed), its peer's silence may be its own: the peer gets half the time again, once until it
+    /// is heard.
     pub fn poll(&mut self, now: u64) -> Option<Suspicion> {
         let DetectorSettings { silence, stall } = self.settings;
         let paused = now.saturating_sub(self.polled) > silence / 2;
         self.polled = now;
-        if paused {
-            if !self.excused {
-                self.excused = true;
-                self.silent_since = self.silent_since.max(now.saturating_sub(silence / 2));
-            }
+        if paused && !self.excused {
+            self.excused = true;
+            self.silent_since = self.silent_since.max(now.saturating_sub(silence / 2));
             if let Some(since) = &mut self.stalled_since {
                 *since = now;
             }

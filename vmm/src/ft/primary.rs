@@ -157,7 +157,7 @@ impl Primary {
     }
 
     /// A heartbeat, an acknowledgement, anything valid came from the backup.
-    pub const fn heard(&mut self, now: u64) {
+    pub fn heard(&mut self, now: u64) {
         self.detector.heard(now);
     }
 

@@ -53,7 +53,6 @@ void control_receive(const struct datagram *request)
     u8 *text = udp_reply_payload(frame);
     u32 length;
     u64 iterations;
-    request->payload[request->length] = 0;
     const u8 *argument = argument_of(request->payload, "burn ");
     if (argument && decimal_read(&argument, 0xffffffff, &iterations)) {
         length = print(text, "burned ");

@@ -66,10 +66,16 @@ static u32 word(struct request *r, const u8 **start)
     return (u32)(p - *start);
 }
 
+#define CR_LF ('\r' | '\n' << 8)
+
 static bool line_end(struct request *r)
 {
+    if (likely(load16(r->at) == CR_LF)) {
+        r->at += 2;
+        return true;
+    }
     skip_spaces(r);
-    if (likely(load16(r->at) == ('\r' | '\n' << 8)))
+    if (load16(r->at) == CR_LF)
         r->at += 2;
     else if (*r->at == '\n')
         r->at += 1;
@@ -78,10 +84,28 @@ static bool line_end(struct request *r)
     return true;
 }
 
-static bool number(struct request *r, u64 most, u64 *value)
+/* A number as it was written, without leading zeros. */
+struct digits {
+    const u8 *at;
+    u32 length;
+};
+
+static inline bool number(struct request *r, u64 most, u64 *value)
 {
     skip_spaces(r);
     return decimal_read(&r->at, most, value) && *r->at <= ' ';
+}
+
+static inline bool number_as_written(struct request *r, u64 most, u64 *value, struct digits *digits)
+{
+    skip_spaces(r);
+    const u8 *start = r->at;
+    if (!number(r, most, value))
+        return false;
+    while (unlikely(*start == '0') && start + 1 < r->at)
+        start++;
+    *digits = (struct digits){start, (u32)(r->at - start)};
+    return true;
 }
 
 static bool no_reply(struct request *r)
@@ -98,6 +122,12 @@ static bool no_reply(struct request *r)
 static bool expiry(struct request *r, u32 *expires, bool *gone)
 {
     u64 value;
+    if (likely(load16(r->at) == (' ' | '0' << 8) && r->at[2] <= ' ')) {
+        r->at += 2;
+        *expires = 0;
+        *gone = false;
+        return true;
+    }
     skip_spaces(r);
     bool negative = *r->at == '-';
     r->at += negative;
@@ -105,7 +135,7 @@ static bool expiry(struct request *r, u32 *expires, bool *gone)
         return false;
     *expires = 0;
     *gone = negative && value;
-    if (likely(!value || negative))
+    if (!value || negative)
         return true;
     if (value <= RELATIVE_MOST) {
         /* A second of uptime may be as good as over: one more, so that none is missing. */
@@ -126,31 +156,40 @@ static bool clock_suffices(u32 expires)
     return !expires || (clock_present() && (expires < 2 * RELATIVE_MOST || clock_epoch()));
 }
 
-/* Stores an item under the key that `place` was found for; `data` is followed by "\r\n". */
-static bool put(const struct place *place, struct item *old, const u8 *key, u32 key_length,
-                u32 flags, u32 expires, const u8 *data, u32 bytes)
+/* Appends a number of at most ten digits; a whole word is written. */
+static u8 *append_digits(u8 *to, struct digits digits)
 {
-    u8 head[32];
-    u32 length = 0;
-    head[length++] = ' ';
-    length += decimal_print(head + length, flags);
-    head[length++] = ' ';
-    length += decimal_print(head + length, bytes);
-    head[length++] = '\r';
-    head[length++] = '\n';
+    store64(to, load64(digits.at));
+    if (unlikely(digits.length > 8))
+        store64(to + 8, load64(digits.at + 8));
+    return to + digits.length;
+}
 
-    u32 head_length = key_length + length;
+/* Stores an item under the key that `place` was found for. `size` is `bytes` in digits; `data` is followed
+ * by "\r\n". */
+static bool put(const struct place *place, struct item *old, const u8 *key, u32 key_length,
+                struct digits flags, u32 expires, struct digits size, const u8 *data, u32 bytes)
+{
+    u32 head_length = key_length + flags.length + size.length + 4;
     u32 text_length = head_length + bytes + 2;
     struct item *item = store_place(place, old, text_length, expires);
     if (unlikely(!item))
         return false;
-    item->flags = flags;
-    item->key_length = (u8)key_length;
-    item->head_length = (u16)head_length;
     item->text_length = (u16)text_length;
+    item->head_length = (u16)head_length;
+    item->key_length = (u8)key_length;
+    item->flags_length = (u8)flags.length;
+    /* Each piece is written over what the one before it wrote too much. What is written too much at the end
+     * is in the item: seven bytes were added to its size for that. */
     copy_words(item->text, key, key_length);
-    copy_words(item->text + key_length, head, length);
-    copy_words(item->text + head_length, data, bytes + 2);
+    u8 *to = item->text + key_length;
+    *to++ = ' ';
+    to = append_digits(to, flags);
+    *to++ = ' ';
+    to = append_digits(to, size);
+    *to++ = '\r';
+    *to++ = '\n';
+    copy_words(to, data, bytes + 2);
     return true;
 }
 
@@ -159,11 +198,13 @@ static bool command_store(struct request *r, enum storage how)
 {
     const u8 *key;
     u32 key_length = word(r, &key);
-    u64 flags, bytes, cas = 0;
+    u64 value, bytes, cas = 0;
+    struct digits flags, size;
     u32 expires;
     bool gone;
-    if (!key_length || key_length > KEY_MOST || !number(r, NUMBER_MOST, &flags) ||
-        !expiry(r, &expires, &gone) || !number(r, NUMBER_MOST, &bytes) ||
+    if (!key_length || key_length > KEY_MOST ||
+        !number_as_written(r, NUMBER_MOST, &value, &flags) || !expiry(r, &expires, &gone) ||
+        !number_as_written(r, NUMBER_MOST, &bytes, &size) ||
         (how == CAS && !number(r, ~0ull, &cas)))
         return refuse(r, BAD_LINE);
     bool silent = no_reply(r);
@@ -172,7 +213,7 @@ static bool command_store(struct request *r, enum storage how)
     if (bytes > VALUE_MOST)
         return refuse(r, "SERVER_ERROR object too large for cache\r\n");
     const u8 *data = r->at;
-    if ((u64)(r->end - data) < bytes + 2 || load16(data + bytes) != ('\r' | '\n' << 8))
+    if ((u64)(r->end - data) < bytes + 2 || load16(data + bytes) != CR_LF)
         return refuse(r, "CLIENT_ERROR bad data chunk\r\n");
     r->at += bytes + 2;
     if (!clock_suffices(expires))
@@ -204,7 +245,7 @@ static bool command_store(struct request *r, enum storage how)
     if (unlikely(gone)) {
         if (old)
             store_remove(&place, old);
-    } else if (!put(&place, old, key, key_length, (u32)flags, expires, data, (u32)bytes)) {
+    } else if (!put(&place, old, key, key_length, flags, expires, size, data, (u32)bytes)) {
         return refuse(r, OUT_OF_MEMORY);
     }
     if (!silent)
@@ -220,7 +261,7 @@ static bool command_get(struct request *r, bool with_cas)
     u32 key_length = word(r, &key);
     if (!key_length)
         return refuse(r, "ERROR\r\n");
-    for (; key_length; key_length = word(r, &key)) {
+    for (; key_length; key_length = load16(r->at) == CR_LF ? 0 : word(r, &key)) {
         if (key_length > KEY_MOST)
             break;
         counters.get++;
@@ -300,11 +341,16 @@ static bool command_count(struct request *r, bool up)
     if (!decimal_read(&digits, ~0ull, &value) || digits != digits_end)
         return refuse(r, "CLIENT_ERROR cannot increment or decrement non-numeric value\r\n");
     value = up ? value + delta : value > delta ? value - delta : 0;
-    u8 text[DECIMAL_MOST + 2 + 7];
+    u8 text[DECIMAL_MOST + 2 + 7], size_text[DECIMAL_MOST];
+    /* Copied: the item may be written over in place. */
+    u8 flags_text[16];
+    copy_words(flags_text, item->text + key_length + 1, sizeof flags_text);
     u32 length = decimal_print(text, value);
     text[length] = '\r';
     text[length + 1] = '\n';
-    if (!put(&place, item, key, key_length, item->flags, item->expires, text, length))
+    struct digits size = {size_text, decimal_print(size_text, length)};
+    struct digits flags = {flags_text, item->flags_length};
+    if (!put(&place, item, key, key_length, flags, item->expires, size, text, length))
         return refuse(r, OUT_OF_MEMORY);
     if (!silent)
         reply_bytes(&r->reply, text, length + 2);
@@ -398,6 +444,16 @@ static bool command_version(struct request *r)
 /* Executes the next command. False: the rest of the datagram is not to be looked at. */
 static bool command(struct request *r)
 {
+    /* The two that matter, as they are usually written. */
+    u32 begin = load32(r->at);
+    if (likely(begin == NAME4('g', 'e', 't', ' '))) {
+        r->at += 4;
+        return command_get(r, false);
+    }
+    if (likely(begin == NAME4('s', 'e', 't', ' '))) {
+        r->at += 4;
+        return command_store(r, SET);
+    }
     const u8 *name;
     u32 length = word(r, &name);
     if (length == 0 || length > 8)
@@ -440,9 +496,8 @@ void kv_receive(const struct datagram *datagram)
     struct request r;
     r.at = datagram->payload + sizeof *header;
     r.end = datagram->payload + datagram->length;
-    store64(datagram->payload + datagram->length, 0);
     reply_begin(&r.reply);
-    if (header->sequence != 0 || header->total != be16(1))
+    if (unlikely(load32(&header->sequence) != REPLY_ALONE))
         refuse(&r, "SERVER_ERROR multi-packet request not supported\r\n");
     else
         while (r.at < r.end && command(&r))

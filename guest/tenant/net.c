@@ -74,34 +74,47 @@ struct udp_headers {
 } PACKED;
 
 _Static_assert(sizeof(struct arp) == 42, "RFC 826");
-_Static_assert(sizeof(struct udp_headers) == 42, "RFC 768");
+_Static_assert(sizeof(struct udp_headers) == UDP_HEADERS, "RFC 768");
 
 static u8 own_mac[6];
 static u32 own_address;
+
+/* What does not change in the frames that are sent, as the words that it is in memory: every header
+ * field stored by itself would be as many instructions. */
+static struct {
+    /* The own MAC address in the upper six bytes, as it lies at the begin of a frame, and as its first
+     * two bytes lie in the word where a destination ends. */
+    u64 to_own, from_first;
+    /* Bytes 8 to 15 of an IPv4 frame: the rest of the own address, the type, the first two bytes of IP. */
+    u64 from_rest_to_service;
+    /* The sums over the IP header's constant fields (protocol and length left out), and over the own
+     * address. */
+    u32 ip_sum;
+} words;
 
 void net_init(const u8 mac[6], u32 address)
 {
     __builtin_memcpy(own_mac, mac, 6);
     own_address = address;
+    words.to_own = (u64)load32(mac) << 16 | (u64)load16(mac + 4) << 48;
+    words.from_first = (u64)load16(mac) << 48;
+    words.from_rest_to_service = load32(mac + 2) | (u64)be16(ETHERTYPE_IPV4) << 32 |
+                                 (u64)VERSION_4_HEADER_20 << 48;
+    words.ip_sum = VERSION_4_HEADER_20 + be16(DONT_FRAGMENT) + TTL + (address & 0xffff) + (address >> 16);
 }
 
-static bool mac_equal(const u8 a[6], const u8 b[6])
+static bool is_to_own_mac(const struct ethernet *ethernet)
 {
-    return load32(a) == load32(b) && load16(a + 4) == load16(b + 4);
-}
-
-static void ethernet_fill(struct ethernet *reply, const u8 to[6], u16 type)
-{
-    __builtin_memcpy(reply->to, to, 6);
-    __builtin_memcpy(reply->from, own_mac, 6);
-    reply->type = be16(type);
+    return load64(ethernet) << 16 == words.to_own;
 }
 
 static void arp_send(const u8 to[6], u16 operation, const u8 target_mac[6], u32 target_address)
 {
     u8 *frame = virtio_net_frame();
     struct arp *arp = (struct arp *)frame;
-    ethernet_fill(&arp->ethernet, to, ETHERTYPE_ARP);
+    __builtin_memcpy(arp->ethernet.to, to, 6);
+    __builtin_memcpy(arp->ethernet.from, own_mac, 6);
+    arp->ethernet.type = be16(ETHERTYPE_ARP);
     arp->hardware = be16(ARP_ETHERNET);
     arp->protocol = be16(ETHERTYPE_IPV4);
     arp->hardware_length = 6;
@@ -132,72 +145,64 @@ static void arp_receive(const struct arp *arp, u32 length)
     arp_send(arp->ethernet.from, ARP_REPLY, arp->sender_mac, arp->sender_address);
 }
 
-/* The sum over the fields of an IPv4 header without its checksum. */
-static u16 ip_checksum(const struct ipv4 *ip)
+/* Fills in Ethernet's and IP's headers but for the last two bytes of the destination, which it returns: an
+ * answer to the sender of `request`. Written word by word, so the fields are where RFC 791 and a
+ * little-endian machine put them. */
+static inline u32 ip_fill(u8 *frame, const struct ip_headers *request, u32 protocol, u32 payload)
 {
-    u64 sum = checksum_word(load64(ip), load64((const u8 *)ip + 12));
-    return (u16)~checksum_fold(checksum_word(sum, load16(&ip->ttl)));
+    u32 destination = request->ip.source;
+    u16 length = be16((u16)(sizeof request->ip + payload));
+    u32 sum = words.ip_sum + (protocol << 8) + length + (destination & 0xffff) + (destination >> 16);
+    u16 checksum = (u16)~checksum_fold16(sum);
+    u64 to = load64(request->ethernet.from) << 16 >> 16;
+    store64(frame, to | words.from_first);
+    store64(frame + 8, words.from_rest_to_service);
+    /* Total length; no identification (RFC 6864: an atomic datagram needs none); flags; TTL, protocol. */
+    store64(frame + 16, length | (u64)be16(DONT_FRAGMENT) << 32 | (u64)(TTL | protocol << 8) << 48);
+    store64(frame + 24, checksum | (u64)own_address << 16 | (u64)destination << 48);
+    return destination >> 16;
 }
 
-/* Answers to the sender of `request`. */
-static void ip_fill(struct ip_headers *reply, const struct ip_headers *request, u8 protocol,
-                    u32 payload)
-{
-    ethernet_fill(&reply->ethernet, request->ethernet.from, ETHERTYPE_IPV4);
-    reply->ip.version_length = VERSION_4_HEADER_20;
-    reply->ip.service = 0;
-    reply->ip.total_length = be16((u16)(sizeof reply->ip + payload));
-    /* RFC 6864: a datagram that is never fragmented needs no identification. */
-    reply->ip.identification = 0;
-    reply->ip.fragment = be16(DONT_FRAGMENT);
-    reply->ip.ttl = TTL;
-    reply->ip.protocol = protocol;
-    reply->ip.source = own_address;
-    reply->ip.destination = request->ip.source;
-    reply->ip.checksum = ip_checksum(&reply->ip);
-}
-
-static void icmp_receive(const struct ip_headers *request, const u8 *message, u32 length)
+static void icmp_receive(const struct ip_headers *request, u8 *message, u32 length)
 {
     const struct icmp *icmp = (const void *)message;
+    store64(message + length, 0);
     if (length < sizeof *icmp || icmp->type != ICMP_ECHO || icmp->code != 0 ||
         checksum_fold(checksum_bytes(0, message, length)) != 0xffff)
         return;
     u8 *frame = virtio_net_frame();
     struct ip_headers *reply = (struct ip_headers *)frame;
-    ip_fill(reply, request, PROTOCOL_ICMP, length);
+    u32 destination_rest = ip_fill(frame, request, PROTOCOL_ICMP, length);
+    store64(frame + 32, destination_rest);
     struct icmp *answer = (struct icmp *)(reply + 1);
     copy_words(answer, message, length);
+    store64((u8 *)answer + length, 0);
     answer->type = ICMP_ECHO_REPLY;
     answer->checksum = 0;
     answer->checksum = (u16)~checksum_fold(checksum_bytes(0, (const u8 *)answer, length));
     virtio_net_send(frame, sizeof *reply + length);
 }
 
-/* The sum over the pseudo header, the UDP header and the payload, behind one another in memory. */
-static u64 udp_sum(const struct ipv4 *ip, const struct udp *udp, u32 length)
+/* The sum over the pseudo header without the own address: that is the request's and the reply's. */
+static u64 pseudo_sum(u32 other_address, u16 length)
 {
-    u64 sum = (u64)ip->source + ip->destination + be16(PROTOCOL_UDP) + be16((u16)length);
-    return checksum_bytes(sum, (const u8 *)udp, length);
-}
-
-u8 *udp_reply_payload(u8 *frame)
-{
-    return frame + sizeof(struct udp_headers);
+    return (u64)own_address + other_address + be16(PROTOCOL_UDP) + length;
 }
 
 void udp_reply_send(const struct datagram *request, u8 *frame, u32 length)
 {
     struct udp_headers *reply = (struct udp_headers *)frame;
     u32 udp_length = sizeof reply->udp + length;
-    ip_fill((struct ip_headers *)reply, request->headers, PROTOCOL_UDP,
-            udp_length);
-    const struct udp *asked = (const struct udp *)(request->payload - sizeof *asked);
-    reply->udp.source = asked->destination;
-    reply->udp.destination = asked->source;
-    reply->udp.length = be16((u16)udp_length);
-    reply->udp.checksum = 0;
-    u16 checksum = (u16)~checksum_fold(udp_sum(&reply->ip, &reply->udp, udp_length));
+    u16 length_field = be16((u16)udp_length);
+    u32 destination_rest = ip_fill(frame, request->headers, PROTOCOL_UDP, udp_length);
+    /* The request's ports in the other order. */
+    u32 ports = load32(request->payload - sizeof reply->udp);
+    ports = ports << 16 | ports >> 16;
+    store64(frame + 32, destination_rest | (u64)ports << 16 | (u64)length_field << 48);
+    u8 *payload = udp_reply_payload(frame);
+    store64(payload + length, 0);
+    u64 sum = pseudo_sum(request->headers->ip.source, length_field) + ports + length_field;
+    u16 checksum = (u16)~checksum_fold(checksum_bytes(sum, payload, length));
     /* A checksum of zero says that there is none; all ones is the same number. */
     reply->udp.checksum = checksum ? checksum : 0xffff;
     virtio_net_send(frame, sizeof *reply + length);
@@ -210,26 +215,32 @@ static void echo_receive(const struct datagram *request)
     udp_reply_send(request, frame, request->length);
 }
 
+/* Port 0 cannot be answered; and two services that answer everything, made to talk to each other by a
+ * forged source, would never stop. */
+static bool may_ask(u16 port)
+{
+    return port != 0 && port != be16(PORT_KV) && port != be16(PORT_ECHO) && port != be16(PORT_CONTROL);
+}
+
 static void udp_receive(const struct ip_headers *headers, u8 *message, u32 available)
 {
     const struct udp *udp = (const void *)message;
     if (available < sizeof *udp)
         return;
     u32 length = be16(udp->length);
-    if (length < sizeof *udp || length > available)
+    if (length < sizeof *udp || length > available || !may_ask(udp->source))
         return;
-    if (udp->checksum && checksum_fold(udp_sum(&headers->ip, udp, length)) != 0xffff)
-        return;
+    store64(message + length, 0);
+    if (likely(udp->checksum)) {
+        u64 sum = pseudo_sum(headers->ip.source, udp->length);
+        if (checksum_fold(checksum_bytes(sum, message, length)) != 0xffff)
+            return;
+    }
     struct datagram request = {
         .headers = headers,
         .payload = message + sizeof *udp,
         .length = length - (u32)sizeof *udp,
     };
-    /* Port 0 cannot be answered; and two services that answer everything, made to talk to each other
-     * by a forged source, would never stop. */
-    if (udp->source == 0 || udp->source == be16(PORT_ECHO) ||
-        udp->source == be16(PORT_CONTROL) || udp->source == be16(PORT_KV))
-        return;
     if (likely(udp->destination == be16(PORT_KV)))
         kv_receive(&request);
     else if (udp->destination == be16(PORT_ECHO))
@@ -238,23 +249,36 @@ static void udp_receive(const struct ip_headers *headers, u8 *message, u32 avail
         control_receive(&request);
 }
 
+/* The sum over an IP header of `length` bytes, a multiple of four. */
+static u64 ip_header_sum(const u8 *p, u32 length)
+{
+    u64 sum = checksum_add(load32(p + 16), load64(p));
+    sum = checksum_add(sum, load64(p + 8));
+    for (u32 at = sizeof(struct ipv4); unlikely(at < length); at += 4)
+        sum = checksum_add(sum, load32(p + at));
+    return sum;
+}
+
 static void ip_receive(u8 *frame, u32 length)
 {
     const struct ip_headers *headers = (const void *)frame;
     const struct ipv4 *ip = &headers->ip;
     u32 available = length - (u32)sizeof headers->ethernet;
-    u32 header = (ip->version_length & 15u) * 4;
+    u32 header = sizeof *ip;
     u32 total = be16(ip->total_length);
-    if (ip->version_length >> 4 != 4 || header < sizeof *ip || total < header ||
-        total > available)
-        return;
-    if (ip->destination != own_address || ip->fragment & be16(MORE_FRAGMENTS_AND_OFFSET))
+    if (unlikely(ip->version_length != VERSION_4_HEADER_20)) {
+        header = (ip->version_length & 15u) * 4;
+        if (ip->version_length >> 4 != 4 || header < sizeof *ip)
+            return;
+    }
+    if (total < header || total > available || ip->destination != own_address ||
+        ip->fragment & be16(MORE_FRAGMENTS_AND_OFFSET))
         return;
     /* A source that cannot be answered: own, "this network", multicast and above. */
     u8 network = (u8)ip->source;
     if (ip->source == own_address || network == 0 || network >= 224)
         return;
-    if (checksum_fold(checksum_bytes(0, (const u8 *)ip, header)) != 0xffff)
+    if (checksum_fold(ip_header_sum((const u8 *)ip, header)) != 0xffff)
         return;
     u8 *payload = frame + sizeof headers->ethernet + header;
     if (likely(ip->protocol == PROTOCOL_UDP))
@@ -269,11 +293,11 @@ void net_receive(u8 *frame, u32 length)
     /* A group address in the source is a forgery. */
     if (length < sizeof(struct ip_headers) || length > FRAME_MOST || ethernet->from[0] & 1)
         return;
-    if (ethernet->type == be16(ETHERTYPE_IPV4)) {
-        if (mac_equal(ethernet->to, own_mac))
+    if (likely(ethernet->type == be16(ETHERTYPE_IPV4))) {
+        if (is_to_own_mac(ethernet))
             ip_receive(frame, length);
     } else if (ethernet->type == be16(ETHERTYPE_ARP)) {
-        if (mac_equal(ethernet->to, own_mac) || ethernet->to[0] & 1)
+        if (is_to_own_mac(ethernet) || ethernet->to[0] & 1)
             arp_receive((const void *)frame, length);
     }
 }

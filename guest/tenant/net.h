@@ -22,17 +22,23 @@ void net_receive(u8 *frame, u32 length);
 /* The largest payload of a datagram in one frame. */
 #define UDP_PAYLOAD_MOST 1472
 
-/* A received datagram. `payload` follows its UDP header. */
+/* A received datagram. `payload` follows its UDP header, and eight zero bytes follow the payload. */
 struct datagram {
     const struct ip_headers *headers;
     u8 *payload;
     u32 length;
 };
 
-/* A frame for a reply, and where its payload goes. */
-u8 *udp_reply_payload(u8 *frame);
+/* Ethernet, IPv4 without options, UDP. */
+#define UDP_HEADERS 42
 
-/* Fills in the headers and queues the frame. */
+/* Where the payload of a reply goes. */
+static inline u8 *udp_reply_payload(u8 *frame)
+{
+    return frame + UDP_HEADERS;
+}
+
+/* Fills in the headers and queues the frame. Overwrites eight bytes behind the payload. */
 void udp_reply_send(const struct datagram *request, u8 *frame, u32 length);
 
 #endif

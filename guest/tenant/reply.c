@@ -57,18 +57,24 @@ void reply_end(struct reply *reply, const struct datagram *request)
         reply_rewind(reply, &begin);
         reply_text(reply, "SERVER_ERROR response too large\r\n");
     }
-    if (reply->at.count == 1 && reply->at.room == REPLY_ROOM) {
-        virtio_net_discard(reply->frames[0]);
+    u64 id = load16(request->payload);
+    if (likely(reply->at.count == 1)) {
+        u8 *frame = reply->frames[0];
+        if (unlikely(reply->at.room == REPLY_ROOM)) {
+            virtio_net_discard(frame);
+            return;
+        }
+        store64(udp_reply_payload(frame), id | (u64)REPLY_ALONE << 16);
+        udp_reply_send(request, frame, REPLY_DATAGRAM_MOST - reply->at.room);
         return;
     }
-    const struct kv_header *asked = (const struct kv_header *)request->payload;
     for (u32 i = 0; i < reply->at.count; i++) {
         struct kv_header *header = (struct kv_header *)udp_reply_payload(reply->frames[i]);
-        header->id = asked->id;
+        header->id = (u16)id;
         header->sequence = be16((u16)i);
         header->total = be16((u16)reply->at.count);
         header->reserved = 0;
-        u32 text = i + 1 < reply->at.count ? (u32)REPLY_ROOM : (u32)REPLY_ROOM - reply->at.room;
-        udp_reply_send(request, reply->frames[i], sizeof *header + text);
+        u32 room = i + 1 < reply->at.count ? 0 : reply->at.room;
+        udp_reply_send(request, reply->frames[i], REPLY_DATAGRAM_MOST - room);
     }
 }

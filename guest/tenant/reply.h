@@ -10,6 +10,9 @@ struct kv_header {
     u16 id, sequence, total, reserved;
 } PACKED;
 
+/* Sequence number 0 and total 1, side by side in memory: the only datagram. */
+#define REPLY_ALONE 0x01000000u
+
 /* As memcached cuts them: clients have buffers of this size. */
 #define REPLY_DATAGRAM_MOST 1400
 #define REPLY_ROOM (REPLY_DATAGRAM_MOST - sizeof(struct kv_header))

@@ -78,20 +78,35 @@ static u64 mix(u64 value)
     return (u64)product ^ (u64)(product >> 64);
 }
 
-static u64 key_hash(const u8 *key, u32 length)
+/* A key in words: the bytes before its last word, and that word, filled up with zeros. A key has at least
+ * one byte, so the last word has, too. */
+struct key {
+    const u8 *text;
+    u64 mask, last;
+    u32 length, before;
+};
+
+static inline struct key key_of(const u8 *text, u32 length)
 {
-    u64 hash = hash_seed ^ ((u64)length << 56);
-    for (; length > 8; key += 8, length -= 8)
-        hash = mix(hash ^ load64(key));
-    return mix(mix(hash ^ (load64(key) & low_bytes(length))));
+    u32 before = (length - 1) & ~7u;
+    u64 mask = ~0ull >> ((0u - length) * 8 & 63);
+    return (struct key){text, mask, load64(text + before) & mask, length, before};
 }
 
-static bool key_equal(const u8 *a, const u8 *b, u32 length)
+static inline u64 key_hash(const struct key *key)
 {
-    for (; length > 8; a += 8, b += 8, length -= 8)
-        if (load64(a) != load64(b))
+    u64 hash = hash_seed ^ ((u64)key->length << 56);
+    for (u32 at = 0; at < key->before; at += 8)
+        hash = mix(hash ^ load64(key->text + at));
+    return mix(mix(hash ^ key->last));
+}
+
+static inline bool key_equal(const struct key *key, const struct item *item)
+{
+    for (u32 at = 0; at < key->before; at += 8)
+        if (load64(key->text + at) != load64(item->text + at))
             return false;
-    return !((load64(a) ^ load64(b)) & low_bytes(length));
+    return (load64(item->text + key->before) & key->mask) == key->last;
 }
 
 static bool has_expired(const struct item *item)
@@ -160,9 +175,10 @@ static void sweep(void)
     }
 }
 
-struct item *store_find(struct place *place, const u8 *key, u32 length)
+struct item *store_find(struct place *place, const u8 *text, u32 length)
 {
-    u64 hash = key_hash(key, length);
+    struct key key = key_of(text, length);
+    u64 hash = key_hash(&key);
     u32 tag = (u32)(hash >> 32);
     u32 *link = &buckets[(u32)hash & bucket_mask];
     u32 depth = 0;
@@ -171,7 +187,7 @@ struct item *store_find(struct place *place, const u8 *key, u32 length)
     for (; *link; link = &item_at(*link)->next) {
         struct item *item = item_at(*link);
         depth++;
-        if (item->hash != tag || item->key_length != length || !key_equal(item->text, key, length))
+        if (item->hash != tag || item->key_length != length || !key_equal(&key, item))
             continue;
         place->link = link;
         place->depth = depth;

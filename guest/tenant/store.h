@@ -19,13 +19,13 @@ struct item {
     u64 cas;
     /* Uptime in seconds from which the item is no more; 0 is never. */
     u32 expires;
-    u32 flags;
     u16 text_length;
     /* Bytes of the text before the data. */
     u16 head_length;
     u8 key_length;
+    u8 flags_length;
     u8 units;
-    u16 reserved;
+    u8 reserved[5];
     /* What a get answers with, behind "VALUE ": so that answering is one copy. */
     u8 text[];
 };
@@ -50,8 +50,8 @@ bool store_init(u8 *memory, u64 bytes, u64 seed);
 struct item *store_find(struct place *place, const u8 *key, u32 length);
 
 /* Makes room for `text_length` bytes under the key that `place` was found for: the same item where it
- * fits, else a new one in the place of `old` (NULL: none). Its text, lengths, flags and data are the
- * caller's to fill in. NULL: no memory, nothing has changed. */
+ * fits, else a new one in the place of `old` (NULL: none). Its text and lengths are the caller's to
+ * fill in. NULL: no memory, nothing has changed. */
 struct item *store_place(const struct place *place, struct item *old, u32 text_length, u32 expires);
 
 void store_remove(const struct place *place, struct item *item);

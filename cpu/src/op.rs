@@ -37,6 +37,7 @@ pub(crate) const RIP: u8 = 17 * 8;
 pub(crate) const ES: u8 = 0;
 pub(crate) const CS: u8 = 1;
 pub(crate) const SS: u8 = 2;
+pub(crate) const DS: u8 = 3;
 pub(crate) const FS: u8 = 4;
 pub(crate) const GS: u8 = 5;
 

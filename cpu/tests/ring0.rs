@@ -187,3 +187,120 @@ fn tsc_counts_instructions() {
     let s = g.cpu.state();
     assert_eq!((s.gpr[3], s.gpr[0]), (1001, 1004));
 }
+
+/// A program with timer-like interrupts, repetitions, faults and code that changes under it.
+const BUSY: &str = r#"
+        mov $0x500000, %edi
+        mov $irq, %rax
+        mov %ax, 0x210(%rdi); movw $8, 0x212(%rdi); movw $0x8e00, 0x214(%rdi); shr $16, %rax; mov %ax, 0x216(%rdi)
+        mov $ud, %rax
+        mov %ax, 0x60(%rdi); movw $8, 0x62(%rdi); movw $0x8e00, 0x64(%rdi); shr $16, %rax; mov %ax, 0x66(%rdi)
+        lidt idtr
+        sti
+        mov $200, %r12d
+    1:  mov $0x300000, %edi
+        mov $0x100000, %esi
+        lea 3(%r12), %ecx
+        rep movsb
+        mov $0x300001, %edi
+        mov $97, %ecx
+        mov %r12b, %al
+        rep stosw
+        mov $0x300000, %esi
+        mov $0x300101, %edi
+        mov $300, %ecx
+        repe cmpsb
+        pushfq
+        pop %rbx
+        add %rbx, %r13
+        ud2
+        mov %r12b, 2f+1(%rip)
+    2:  mov $0, %al
+        add %rax, %r13
+        cli
+        add %rcx, %r13
+        sti
+        out %al, $0xf4
+        rol $7, %r13
+        rdtsc
+        add %rax, %r13
+        dec %r12d
+        jnz 1b
+        cli
+        hlt
+    ud: addq $2, (%rsp); inc %r14; iretq
+    irq: inc %r15; add %r12, %r13; iretq
+        .align 8
+    idtr: .word 0x8ff; .quad 0x500000
+"#;
+
+#[test]
+fn a_run_cut_anywhere_ends_like_an_uncut_one() {
+    let mut whole = Guest::assembly(BUSY);
+    whole.bus.raise_on_f4 = Some(0x21);
+    whole.run_to_halt();
+    let s = whole.cpu.state();
+    assert_eq!((s.gpr[14], s.gpr[15]), (200, 200));
+    let code = guest::compile(BUSY, "S", &[]);
+    let mut seed = 7_u64;
+    for round in 0..20 {
+        let mut cut = Guest::new(&code);
+        cut.bus.raise_on_f4 = Some(0x21);
+        loop {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let budget = if round == 0 {
+                1
+            } else {
+                1 + (seed >> 33) % (1 << (round % 12))
+            };
+            let before = cut.cpu.retired();
+            match cut.run(budget) {
+                RunExit::Budget => assert_eq!(cut.cpu.retired(), before + budget),
+                RunExit::Halted => break,
+                other => panic!("{other:?}"),
+            }
+            if round % 3 == 2 {
+                // A state that went out and in again is the same state.
+                let state = cut.cpu.state();
+                cut.cpu.set_state(&state).expect("its own state");
+            }
+        }
+        assert_eq!(cut.cpu.retired(), whole.cpu.retired(), "round {round}");
+        assert_eq!(cut.cpu.state(), whole.cpu.state(), "round {round}");
+        assert_eq!(cut.bus.out, whole.bus.out, "round {round}");
+        for at in (0x30_0000..0x30_1000).step_by(8) {
+            assert_eq!(
+                cut.read_u64(at),
+                whole.read_u64(at),
+                "round {round}, memory at {at:#x}"
+            );
+        }
+    }
+}
+
+#[test]
+fn shadow_of_sti_holds_interrupts_off_for_one_instruction() {
+    let mut g = Guest::assembly(
+        "mov $0x500000, %edi\n mov $irq, %rax\n mov %ax, 0x210(%rdi)\n movw $8, 0x212(%rdi)\n movw $0x8e00, 0x214(%rdi)\n\
+         shr $16, %rax\n mov %ax, 0x216(%rdi)\n lidt idtr\n\
+         out %al, $0xf4\n sti\n inc %ebx\n inc %ebx\n\
+         cli\n hlt\n\
+         irq: mov %ebx, %eax\n out %eax, $0x10\n iretq\n .align 8\n idtr: .word 0x8ff\n .quad 0x500000\n",
+    );
+    g.bus.raise_on_f4 = Some(0x21);
+    g.run_to_halt();
+    assert_eq!(g.outs(0x10), [1]);
+}
+
+#[test]
+fn syscall_and_sysret_cross_to_user_code_and_back() {
+    let mut g = Guest::assembly(
+        "mov $0xc0000081, %ecx\n xor %eax, %eax\n mov $0x00180008, %edx\n wrmsr\n inc %ecx\n mov $entry, %eax\n xor %edx, %edx\n wrmsr\n\
+         mov $0xc0000084, %ecx\n mov $0x200, %eax\n wrmsr\n\
+         mov $user, %ecx\n mov $0x202, %r11d\n sysretq\n\
+         user: mov %cs, %eax\n mov $5, %ebx\n syscall\n ud2\n\
+         entry: out %eax, $0x10\n mov %cs, %eax\n out %eax, $0x10\n pushfq\n pop %rax\n and $0x200, %eax\n out %eax, $0x10\n hlt\n",
+    );
+    g.run_to_halt();
+    assert_eq!(g.outs(0x10), [0x2b, 8, 0]);
+}

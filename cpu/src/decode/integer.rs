@@ -223,7 +223,7 @@ fn mov(mut b: Builder<'_>) -> Outcome<'_> {
         && moffs(b.ins)
     {
         b.op.imm = b.ins.memory_displacement64();
-        b.op.seg = super::operands::segment(b.ins.memory_segment()).unwrap_or(3);
+        b.op.seg = b.effective_segment(iced_x86::Register::None);
         return Ok(match (first, second) {
             (Some((_, size)), _) => b.with(by_size!(size, mov_moffs; false)),
             (_, Some((_, size))) => b.with(by_size!(size, mov_moffs; true)),
@@ -558,7 +558,7 @@ fn strings(mut b: Builder<'_>) -> Outcome<'_> {
     } else if b.ins.has_rep_prefix() {
         b.op.aux |= string::REP;
     }
-    b.op.seg = super::operands::segment(b.ins.memory_segment()).unwrap_or(3);
+    b.op.seg = b.effective_segment(iced_x86::Register::None);
     Ok(match m {
         Movsb => b.ending(movs::<u8>),
         Movsw => b.ending(movs::<u16>),

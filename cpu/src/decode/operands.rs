@@ -4,7 +4,7 @@ use iced_x86::{MemorySize, OpKind, Register};
 
 use super::Builder;
 use crate::exec::{ADDRESS_16, ADDRESS_32, ANY, BASE, BASED, FULL, RIP_RELATIVE};
-use crate::op::{FS, GS, RIP, ZERO};
+use crate::op::{DS, FS, GS, RIP, SS, ZERO};
 
 /// Byte offset and width of a general register.
 pub(super) fn general(register: Register) -> Option<(u8, usize)> {
@@ -116,10 +116,23 @@ impl Builder<'_> {
         }
     }
 
+    /// Segment of the memory operand. In 64-bit code prefixes other than FS and GS do nothing, so the
+    /// base register alone decides between #SS and #GP.
+    pub(super) fn effective_segment(&self, base: Register) -> u8 {
+        let named = segment(self.ins.memory_segment()).unwrap_or(DS);
+        if !self.long() || matches!(named, FS | GS) {
+            return named;
+        }
+        match base.full_register() {
+            Register::RSP | Register::RBP => SS,
+            _ => DS,
+        }
+    }
+
     fn memory_parts(&mut self) -> u8 {
         let ins = self.ins;
         let (base, index) = (ins.memory_base(), ins.memory_index());
-        let seg = segment(ins.memory_segment()).unwrap_or(3);
+        let seg = self.effective_segment(base);
         self.op.seg = seg;
         self.op.scale = ins.memory_index_scale() as u8;
         self.op.index = general(index).map_or(ZERO, |(r, _)| r);

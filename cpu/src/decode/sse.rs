@@ -307,7 +307,7 @@ fn masked(mut b: Builder<'_>, mmx: bool) -> Builder<'_> {
     b.op.dst = number(&b, 1);
     b.op.src = number(&b, 2);
     b.op.base = 7 * 8;
-    b.op.seg = super::operands::segment(b.ins.memory_segment()).unwrap_or(3);
+    b.op.seg = b.effective_segment(iced_x86::Register::None);
     match b.ins.op_kind(0) {
         OpKind::MemorySegDI => b.op.scale |= crate::exec::ADDRESS_16,
         OpKind::MemorySegEDI => b.op.scale |= crate::exec::ADDRESS_32,

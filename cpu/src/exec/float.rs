@@ -23,15 +23,18 @@ pub(crate) type Arithmetic = fn(__m128i, __m128i, u32) -> (__m128i, u32);
 pub(crate) trait Float: 'static {
     /// Bytes of a memory source. 16 must be aligned.
     const BYTES: usize;
+    /// Width and number of the result's lanes that can underflow.
+    const LANES: (u32, u32);
     fn apply(a: __m128i, b: __m128i, control: u32) -> (__m128i, u32);
 }
 
 macro_rules! float {
-    ($($name:ident $text:literal $bytes:literal;)*) => {
+    ($($name:ident $text:literal $bytes:literal $width:literal $lanes:literal;)*) => {
         $(
             pub(crate) struct $name;
             impl Float for $name {
                 const BYTES: usize = $bytes;
+                const LANES: (u32, u32) = ($width, $lanes);
                 fn apply(a: __m128i, b: __m128i, control: u32) -> (__m128i, u32) {
                     let mut a = a;
                     // The guest's MXCSR, then the host's.
@@ -50,16 +53,16 @@ macro_rules! float {
 }
 
 float! {
-    Addps "addps" 16; Addpd "addpd" 16; Addss "addss" 4; Addsd "addsd" 8;
-    Subps "subps" 16; Subpd "subpd" 16; Subss "subss" 4; Subsd "subsd" 8;
-    Mulps "mulps" 16; Mulpd "mulpd" 16; Mulss "mulss" 4; Mulsd "mulsd" 8;
-    Divps "divps" 16; Divpd "divpd" 16; Divss "divss" 4; Divsd "divsd" 8;
-    Minps "minps" 16; Minpd "minpd" 16; Minss "minss" 4; Minsd "minsd" 8;
-    Maxps "maxps" 16; Maxpd "maxpd" 16; Maxss "maxss" 4; Maxsd "maxsd" 8;
-    Sqrtps "sqrtps" 16; Sqrtpd "sqrtpd" 16; Sqrtss "sqrtss" 4; Sqrtsd "sqrtsd" 8;
-    Cvtps2pd "cvtps2pd" 8; Cvtpd2ps "cvtpd2ps" 16; Cvtss2sd "cvtss2sd" 4; Cvtsd2ss "cvtsd2ss" 8;
-    Cvtdq2ps "cvtdq2ps" 16; Cvtps2dq "cvtps2dq" 16; Cvttps2dq "cvttps2dq" 16;
-    Cvtdq2pd "cvtdq2pd" 8; Cvtpd2dq "cvtpd2dq" 16; Cvttpd2dq "cvttpd2dq" 16;
+    Addps "addps" 16 32 4; Addpd "addpd" 16 64 2; Addss "addss" 4 32 1; Addsd "addsd" 8 64 1;
+    Subps "subps" 16 32 4; Subpd "subpd" 16 64 2; Subss "subss" 4 32 1; Subsd "subsd" 8 64 1;
+    Mulps "mulps" 16 32 4; Mulpd "mulpd" 16 64 2; Mulss "mulss" 4 32 1; Mulsd "mulsd" 8 64 1;
+    Divps "divps" 16 32 4; Divpd "divpd" 16 64 2; Divss "divss" 4 32 1; Divsd "divsd" 8 64 1;
+    Minps "minps" 16 0 0; Minpd "minpd" 16 0 0; Minss "minss" 4 0 0; Minsd "minsd" 8 0 0;
+    Maxps "maxps" 16 0 0; Maxpd "maxpd" 16 0 0; Maxss "maxss" 4 0 0; Maxsd "maxsd" 8 0 0;
+    Sqrtps "sqrtps" 16 0 0; Sqrtpd "sqrtpd" 16 0 0; Sqrtss "sqrtss" 4 0 0; Sqrtsd "sqrtsd" 8 0 0;
+    Cvtps2pd "cvtps2pd" 8 0 0; Cvtpd2ps "cvtpd2ps" 16 32 2; Cvtss2sd "cvtss2sd" 4 0 0; Cvtsd2ss "cvtsd2ss" 8 32 1;
+    Cvtdq2ps "cvtdq2ps" 16 0 0; Cvtps2dq "cvtps2dq" 16 0 0; Cvttps2dq "cvttps2dq" 16 0 0;
+    Cvtdq2pd "cvtdq2pd" 8 0 0; Cvtpd2dq "cvtpd2dq" 16 0 0; Cvttpd2dq "cvttpd2dq" 16 0 0;
 }
 
 macro_rules! compare {
@@ -95,6 +98,11 @@ compare! {
     cmpps "cmpps" 16; cmppd "cmppd" 16; cmpss "cmpss" 4; cmpsd "cmpsd" 8;
 }
 
+/// MXCSR: the underflow flag, its mask, and flush-to-zero.
+const UNDERFLOW: u32 = 0x10;
+const UNDERFLOW_MASK: u32 = UNDERFLOW << 7;
+const FLUSH: u32 = 1 << 15;
+
 /// Accounts for raised flags: sticky if masked, else #XM (or #UD) and no result.
 pub(crate) fn accept(c: &mut Core, flags: u32) -> Result<(), Raised> {
     let unmasked = flags & !(c.fpu.mxcsr >> 7);
@@ -102,13 +110,26 @@ pub(crate) fn accept(c: &mut Core, flags: u32) -> Result<(), Raised> {
         c.fpu.mxcsr |= flags;
         return Ok(());
     }
-    // An unmasked exception of the operands (invalid, denormal, divide by zero) ends the operation before there
-    // is a result that could be inexact or out of range (SDM vol. 1, 11.5.2).
+    // An unmasked exception of the operands (invalid, denormal, divide by zero) ends the operation
+    // before there is a result that could be inexact or out of range (SDM vol. 1, 11.5.2).
     c.fpu.mxcsr |= if unmasked & 7 != 0 { flags & 7 } else { flags };
     Err(if c.cr4 & CR4_OSXMMEXCPT != 0 {
         c.raise(VECTOR_XM)
     } else {
         c.ud()
+    })
+}
+
+/// Whether a lane of the result is a denormal number.
+fn tiny((width, lanes): (u32, u32), r: u128) -> bool {
+    let (exponent, mask) = if width == 32 {
+        (0xff << 23, u32::MAX.into())
+    } else {
+        (0x7ff << 52, u64::MAX)
+    };
+    (0..lanes).any(|i| {
+        let lane = (r >> (i * width)) as u64 & mask;
+        lane & exponent == 0 && lane & (mask >> 1) != 0
     })
 }
 
@@ -131,7 +152,17 @@ fn source(c: &mut Core, op: At, n: usize) -> Result<u128, Raised> {
 pub(crate) fn arithmetic<F: Float>(c: &mut Core, op: At) -> Flow {
     ok!(c, op, c.sse());
     let b = ok!(c, op, source(c, op, F::BYTES));
-    let (r, flags) = F::apply(vector(c.xmm(op.dst)), vector(b), c.fpu.mxcsr);
+    // Unmasked, underflow is raised by exact tiny results too, and FTZ does nothing.
+    let trapping = F::LANES.1 != 0 && c.fpu.mxcsr & UNDERFLOW_MASK == 0;
+    let control = if trapping {
+        c.fpu.mxcsr & !FLUSH
+    } else {
+        c.fpu.mxcsr
+    };
+    let (r, mut flags) = F::apply(vector(c.xmm(op.dst)), vector(b), control);
+    if trapping && tiny(F::LANES, bits(r)) {
+        flags |= UNDERFLOW;
+    }
     ok!(c, op, accept(c, flags));
     c.set_xmm(op.dst, bits(r));
     op.next(c)

@@ -120,6 +120,8 @@ pub(crate) enum Lanes {
     Each,
     /// Both operands' lanes side by side.
     Pack,
+    /// Interleaves the lower halves: MMX reads only 32 bits of memory.
+    UnpackLow,
     /// Interleaves the upper halves.
     UnpackHigh,
     /// The source (a count) counts with 64 bits.
@@ -191,9 +193,9 @@ packed! {
     Packsswb Pack |a, b| _mm_packs_epi16(a, b);
     Packssdw Pack |a, b| _mm_packs_epi32(a, b);
     Packuswb Pack |a, b| _mm_packus_epi16(a, b);
-    Punpcklbw Each |a, b| _mm_unpacklo_epi8(a, b);
-    Punpcklwd Each |a, b| _mm_unpacklo_epi16(a, b);
-    Punpckldq Each |a, b| _mm_unpacklo_epi32(a, b);
+    Punpcklbw UnpackLow |a, b| _mm_unpacklo_epi8(a, b);
+    Punpcklwd UnpackLow |a, b| _mm_unpacklo_epi16(a, b);
+    Punpckldq UnpackLow |a, b| _mm_unpacklo_epi32(a, b);
     Punpcklqdq Each |a, b| _mm_unpacklo_epi64(a, b);
     Punpckhbw UnpackHigh |a, b| _mm_unpackhi_epi8(a, b);
     Punpckhwd UnpackHigh |a, b| _mm_unpackhi_epi16(a, b);
@@ -219,11 +221,16 @@ pub(crate) fn xmm<P: Packed>(c: &mut Core, op: At) -> Flow {
 
 pub(crate) fn mm<P: Packed>(c: &mut Core, op: At) -> Flow {
     ok!(c, op, c.mmx());
-    let b = ok!(c, op, c.source_64(op));
+    let b = if P::LANES == Lanes::UnpackLow && op.aux & IN_MEMORY != 0 {
+        let at = ok!(c, op, run_time_address(c, op, 4, false));
+        u64::from(ok!(c, op, c.load::<u32>(at, op.seg)))
+    } else {
+        ok!(c, op, c.source_64(op))
+    };
     let a = c.mm(op.dst);
     let wide = |v: u64| vector(v.into());
     let r = match P::LANES {
-        Lanes::Each | Lanes::Count => bits(P::apply(wide(a), wide(b))),
+        Lanes::Each | Lanes::Count | Lanes::UnpackLow => bits(P::apply(wide(a), wide(b))),
         Lanes::Pack => {
             let both = vector(u128::from(a) | u128::from(b) << 64);
             bits(P::apply(both, both))

@@ -248,10 +248,11 @@ pub(crate) fn scas<S: Int>(c: &mut Core, op: At) -> Flow {
 
 pub(crate) fn cmps<S: Int>(c: &mut Core, op: At) -> Flow {
     repeat(c, op, |c, op, _| {
-        let first = linear(c, op, SI, op.seg, S::BYTES, false)?;
-        let a = c.load::<S>(first, op.seg)?;
+        // The second operand is read first, as processors do: it matters when both fault.
         let second = linear(c, op, DI, ES, S::BYTES, false)?;
         let b = c.load::<S>(second, ES)?;
+        let first = linear(c, op, SI, op.seg, S::BYTES, false)?;
+        let a = c.load::<S>(first, op.seg)?;
         c.flags = a.sub(b).1;
         step::<S>(c, op, SI, 1);
         step::<S>(c, op, DI, 1);

@@ -394,6 +394,15 @@ fn registers(random: &mut Random) -> Registers {
     r
 }
 
+/// Which of their flags are undefined depends on the count.
+pub fn shifts(ins: &Instruction) -> bool {
+    use Mnemonic::*;
+    matches!(
+        ins.mnemonic(),
+        Shl | Sal | Shr | Sar | Shld | Shrd | Rol | Ror | Rcl | Rcr
+    )
+}
+
 /// Case number `index` of a seed.
 pub fn case(seed: u64, index: u64) -> Case {
     let mut random = Random(seed ^ index.wrapping_mul(0xd134_2543_de82_ef95));
@@ -416,7 +425,9 @@ pub fn case(seed: u64, index: u64) -> Case {
         let (mut bytes, ins) = instruction(&mut random, CODE + code.len() as u64);
         if instructions.is_empty()
             && wanted == 2
-            && (ins.rflags_undefined() != 0 || ins.flow_control() != iced_x86::FlowControl::Next)
+            && (ins.rflags_undefined() != 0
+                || shifts(&ins)
+                || ins.flow_control() != iced_x86::FlowControl::Next)
         {
             continue;
         }
@@ -425,10 +436,61 @@ pub fn case(seed: u64, index: u64) -> Case {
         instructions.push(Decoder::with_ip(64, &bytes, ip, OPTIONS).decode());
         code.extend(bytes);
     }
+    for ins in &instructions {
+        furnish(&mut random, ins, &mut registers, &mut memory);
+    }
     Case {
         code,
         instructions,
         registers,
         memory,
+    }
+}
+
+/// Gives operands that are rarely legal by chance a legal value.
+fn furnish(random: &mut Random, ins: &Instruction, registers: &mut Registers, memory: &mut [u8]) {
+    if random.chance(3) {
+        return;
+    }
+    let landing = CODE + 64 + random.below(4000);
+    let value = match ins.mnemonic() {
+        Mnemonic::Ret | Mnemonic::Jmp | Mnemonic::Call => landing,
+        Mnemonic::Ldmxcsr => random.next() & 0xffff,
+        _ => return,
+    };
+    let at = if ins.mnemonic() == Mnemonic::Ret {
+        registers.gpr[4]
+    } else if ins.op0_kind() == OpKind::Register {
+        if let Some(i) = gpr_index(ins.op0_register()) {
+            registers.gpr[i] = value;
+        }
+        return;
+    } else if ins.op0_kind() == OpKind::Memory {
+        let register = |r: Register, _: usize, _: usize| match r {
+            Register::GS => Some(GS_BASE),
+            r if r.is_segment_register() => Some(0),
+            r => {
+                let v = registers.gpr[gpr_index(r)?];
+                Some(if r.size() == 4 { v & 0xffff_ffff } else { v })
+            }
+        };
+        match ins.virtual_address(0, 0, register) {
+            Some(at) => at,
+            None => return,
+        }
+    } else {
+        return;
+    };
+    let offset = at.wrapping_sub(DATA) as usize;
+    if let Some(bytes) = offset
+        .checked_add(8)
+        .and_then(|end| memory.get_mut(offset..end))
+    {
+        let n = if ins.mnemonic() == Mnemonic::Ldmxcsr {
+            4
+        } else {
+            8
+        };
+        bytes[..n].copy_from_slice(&value.to_le_bytes()[..n]);
     }
 }

@@ -27,7 +27,7 @@ static struct {
         cas_badval;
 } counters;
 
-#define BAD_LINE "CLIENT_ERROR bad command line format\r\n"
+#define NOT_NUMERIC "CLIENT_ERROR cannot increment or decrement non-numeric value\r\n"
 #define OUT_OF_MEMORY "SERVER_ERROR out of memory storing object\r\n"
 
 /* Answers with a string literal, and ends the datagram. */
@@ -82,6 +82,15 @@ static bool line_end(struct request *r)
     else
         return false;
     return true;
+}
+
+/* A line that ends too early is no command; any other that cannot be read, or whose key is too long, is a
+ * bad one. */
+static bool refuse_line(struct request *r, u32 key_length)
+{
+    return key_length <= KEY_MOST && line_end(r)
+               ? refuse(r, "ERROR\r\n")
+               : refuse(r, "CLIENT_ERROR bad command line format\r\n");
 }
 
 /* A number as it was written, without leading zeros. */
@@ -206,10 +215,10 @@ static bool command_store(struct request *r, enum storage how)
         !number_as_written(r, NUMBER_MOST, &value, &flags) || !expiry(r, &expires, &gone) ||
         !number_as_written(r, NUMBER_MOST, &bytes, &size) ||
         (how == CAS && !number(r, ~0ull, &cas)))
-        return refuse(r, BAD_LINE);
+        return refuse_line(r, key_length);
     bool silent = no_reply(r);
     if (!line_end(r))
-        return refuse(r, BAD_LINE);
+        return refuse_line(r, key_length);
     if (bytes > VALUE_MOST)
         return refuse(r, "SERVER_ERROR object too large for cache\r\n");
     const u8 *data = r->at;
@@ -246,7 +255,7 @@ static bool command_store(struct request *r, enum storage how)
         if (old)
             store_remove(&place, old);
     } else if (!put(&place, old, key, key_length, flags, expires, size, data, (u32)bytes)) {
-        return refuse(r, OUT_OF_MEMORY);
+        return silent || refuse(r, OUT_OF_MEMORY);
     }
     if (!silent)
         reply_text(&r->reply, "STORED\r\n");
@@ -285,7 +294,7 @@ static bool command_get(struct request *r, bool with_cas)
     }
     if (key_length || !line_end(r)) {
         reply_rewind(&r->reply, &before);
-        return refuse(r, BAD_LINE);
+        return refuse_line(r, key_length);
     }
     reply_text(&r->reply, "END\r\n");
     return true;
@@ -298,7 +307,7 @@ static bool command_delete(struct request *r)
     u32 key_length = word(r, &key);
     bool silent = no_reply(r);
     if (!key_length || key_length > KEY_MOST || !line_end(r))
-        return refuse(r, BAD_LINE);
+        return refuse_line(r, key_length);
     struct place place;
     struct item *item = store_find(&place, key, key_length);
     if (item) {
@@ -322,13 +331,14 @@ static bool command_count(struct request *r, bool up)
     const u8 *key;
     u32 key_length = word(r, &key);
     if (!key_length || key_length > KEY_MOST)
-        return refuse(r, BAD_LINE);
+        return refuse_line(r, key_length);
     u64 delta, value;
     if (!number(r, ~0ull, &delta))
-        return refuse(r, "CLIENT_ERROR invalid numeric delta argument\r\n");
+        return line_end(r) ? refuse(r, "ERROR\r\n")
+                           : refuse(r, "CLIENT_ERROR invalid numeric delta argument\r\n");
     bool silent = no_reply(r);
     if (!line_end(r))
-        return refuse(r, BAD_LINE);
+        return refuse_line(r, key_length);
     struct place place;
     struct item *item = store_find(&place, key, key_length);
     if (!item) {
@@ -339,7 +349,7 @@ static bool command_count(struct request *r, bool up)
     const u8 *digits = item->text + item->head_length;
     const u8 *digits_end = item->text + item->text_length - 2;
     if (!decimal_read(&digits, ~0ull, &value) || digits != digits_end)
-        return refuse(r, "CLIENT_ERROR cannot increment or decrement non-numeric value\r\n");
+        return silent || refuse(r, NOT_NUMERIC);
     value = up ? value + delta : value > delta ? value - delta : 0;
     u8 text[DECIMAL_MOST + 2 + 7], size_text[DECIMAL_MOST];
     /* Copied: the item may be written over in place. */
@@ -351,7 +361,7 @@ static bool command_count(struct request *r, bool up)
     struct digits size = {size_text, decimal_print(size_text, length)};
     struct digits flags = {flags_text, item->flags_length};
     if (!put(&place, item, key, key_length, flags, item->expires, size, text, length))
-        return refuse(r, OUT_OF_MEMORY);
+        return silent || refuse(r, OUT_OF_MEMORY);
     if (!silent)
         reply_bytes(&r->reply, text, length + 2);
     return true;
@@ -365,10 +375,10 @@ static bool command_touch(struct request *r)
     bool gone;
     u32 key_length = word(r, &key);
     if (!key_length || key_length > KEY_MOST || !expiry(r, &expires, &gone))
-        return refuse(r, BAD_LINE);
+        return refuse_line(r, key_length);
     bool silent = no_reply(r);
     if (!line_end(r))
-        return refuse(r, BAD_LINE);
+        return refuse_line(r, key_length);
     if (!clock_suffices(expires))
         return refuse(r, "SERVER_ERROR no clock for this expiry\r\n");
     counters.touch++;

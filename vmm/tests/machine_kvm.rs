@@ -162,6 +162,44 @@ fn both_engines_execute_a_guest_alike() {
     assert_eq!(run(KVM), run(EngineKind::Soft));
 }
 
+/// KVM serves string instructions and read-modify-write by several exits. Taking the state between
+/// two of them, at every position, changes nothing.
+#[test]
+fn looking_at_the_state_at_every_position_does_not_disturb_the_guest() {
+    if !host_has_kvm("looking_at_the_state_at_every_position_does_not_disturb_the_guest") {
+        return;
+    }
+    let with_nic = MachineConfig {
+        nic: true,
+        ..plain(KVM)
+    };
+    for (config, image) in [(plain(KVM), ports()), (with_nic, read_modify_write())] {
+        let mut undisturbed = start(&config, &image);
+        let mut expected = Vec::new();
+        run_until_idle(&mut undisturbed, &mut expected);
+        let mut watched = start(&config, &image);
+        let mut said = Vec::new();
+        loop {
+            let before = watched.position();
+            let stop = watched.run(before + 1).unwrap();
+            assert!(
+                watched.position() <= before + 1,
+                "{stop:?} beyond the position asked for"
+            );
+            watched.digest(DigestScope::Full).unwrap();
+            take_outputs(&mut watched, &mut said);
+            if stop == Stop::Halted {
+                break;
+            }
+        }
+        assert_eq!(said, expected);
+        assert_eq!(
+            watched.digest(DigestScope::Full).unwrap(),
+            undisturbed.digest(DigestScope::Full).unwrap()
+        );
+    }
+}
+
 #[test]
 fn timer_interrupts_come_when_the_log_moves_the_clock() {
     if !host_has_kvm("timer_interrupts_come_when_the_log_moves_the_clock") {

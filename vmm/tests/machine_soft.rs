@@ -4,7 +4,7 @@ mod machine_support;
 
 use lockstep_vmm::ft::vm::{DigestScope, Event, OutputKind, Vm};
 use lockstep_vmm::machine::engine::{EngineKind, Stop};
-use lockstep_vmm::machine::{Machine, MachineError, PowerOffReason};
+use lockstep_vmm::machine::{Machine, MachineConfig, MachineError, PowerOffReason};
 use machine_support::*;
 use proptest::prelude::*;
 
@@ -242,4 +242,19 @@ fn nothing_is_executed_while_an_output_waits() {
     assert_eq!(machine.run(u64::MAX).unwrap(), Stop::Boundary);
     assert_eq!(machine.position(), position);
     assert!(matches!(machine.save(), Err(MachineError::OutputsWait)));
+}
+
+#[test]
+fn one_instruction_may_read_and_write_a_device() {
+    let config = MachineConfig {
+        nic: true,
+        ..plain(SOFT)
+    };
+    let mut machine = Machine::new(&config, &read_modify_write()).unwrap();
+    run_to_the_end(&mut machine, || 2);
+    assert_eq!(machine.powered_off(), Some(PowerOffReason::ResetControl));
+    let mut read = [0; 12];
+    machine.ram().read(0x150004, &mut read).unwrap();
+    // The register cannot be read back, so it always becomes 1: features 32 to 63.
+    assert_eq!(read, [1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]);
 }

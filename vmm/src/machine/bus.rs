@@ -23,13 +23,14 @@ use serde::{Deserialize, Serialize};
 use super::clock::VirtualClock;
 use super::config::{MachineConfig, NIC_IRQ};
 use super::console::Console;
+use super::devices::DamagedState;
 use super::devices::pic::PicPair;
 use super::devices::pit::Pit;
 use super::devices::pm_timer::{self, PM_TIMER_PORT};
 use super::devices::power::{self, PowerOffReason};
 use super::devices::rtc::Rtc;
 use super::devices::uart::Uart;
-use super::devices::virtio_mmio::{TransportStateError, VIRTIO_MMIO_BASE, VIRTIO_MMIO_BYTES};
+use super::devices::virtio_mmio::{VIRTIO_MMIO_BASE, VIRTIO_MMIO_BYTES};
 use super::devices::virtio_net::{NetState, VirtioNet};
 use super::engine::{EngineKind, Position};
 use super::memory::{GuestRam, WrittenRanges};
@@ -312,15 +313,27 @@ impl MachineBus {
     /// as it does on `engine`.
     ///
     /// # Errors
-    /// The state is not one of this memory.
+    /// The state is damaged, or not one of this memory.
     pub fn restore(
         &mut self,
         state: &BusState,
         engine: EngineKind,
         position: Position,
-    ) -> Result<(), TransportStateError> {
-        if let (Some(nic), Some(saved)) = (&mut self.nic, &state.nic) {
-            nic.restore(saved, self.ram.accessor())?;
+    ) -> Result<(), DamagedState> {
+        let sound = [
+            ("interrupt controllers", state.pic.is_sound()),
+            ("interval timer", state.pit.is_sound()),
+            ("real-time clock", state.rtc.is_sound()),
+            ("serial port", state.uart.is_sound()),
+            ("console", state.console.is_sound()),
+        ];
+        if let Some((device, _)) = sound.iter().find(|(_, sound)| !sound) {
+            return Err(DamagedState(device));
+        }
+        match (&mut self.nic, &state.nic) {
+            (Some(nic), Some(saved)) => nic.restore(saved, self.ram.accessor())?,
+            (None, None) => {}
+            _ => return Err(DamagedState("network interface: there or not")),
         }
         self.clock = state.clock.on(engine, position);
         self.pic = state.pic.clone();

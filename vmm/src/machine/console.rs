@@ -32,6 +32,11 @@ impl Console {
         }
     }
 
+    /// Whether a saved state is one that can come about.
+    pub fn is_sound(&self) -> bool {
+        self.bytes.len() < CONSOLE_OUTPUT_BYTES
+    }
+
     /// When waiting bytes go out.
     pub fn deadline(&self) -> Option<VirtualTime> {
         (!self.bytes.is_empty()).then(|| self.began.saturating_add(CONSOLE_OUTPUT_DELAY))

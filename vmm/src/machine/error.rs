@@ -3,7 +3,7 @@
 use super::boot::BootError;
 use super::bus::Access;
 use super::config::ConfigError;
-use super::devices::virtio_mmio::TransportStateError;
+use super::devices::DamagedState;
 use super::engine::{EngineError, Position};
 use super::memory::MemoryError;
 
@@ -48,22 +48,12 @@ pub enum MachineError {
     /// The machine has failed before.
     #[error("the machine has ended with an error before; make a new one")]
     Ended,
-    /// A saved state of another machine.
-    #[error("the saved state is of another machine: {what} is {found}, expected {expected}")]
-    Foreign {
-        /// The first value that differs.
-        what: &'static str,
-        /// In the state.
-        found: String,
-        /// In this machine.
-        expected: String,
-    },
     /// Outputs that nobody took would be lost.
     #[error("outputs wait to be taken; take them before the state is saved")]
     OutputsWait,
-    /// A device's saved state.
+    /// A saved state.
     #[error(transparent)]
-    Device(#[from] TransportStateError),
+    DamagedState(#[from] DamagedState),
 }
 
 impl From<EngineError> for MachineError {

@@ -164,6 +164,23 @@ global_asm!(
     "  jmp 10b",
     "9: .ascii \"ports\\n\"",
     "guest_ports_end:",
+    // One instruction that reads a device's register and writes it (the choice of which half of the
+    // features to show), and one that only reads.
+    "guest_read_modify_write_start:",
+    "  mov rax, 0xd0000014",
+    "  mov ecx, 3",
+    "11:",
+    "  add dword ptr [rax], 1",
+    "  mov ebx, [rax - 4]",
+    "  mov [0x150000 + rcx * 4], ebx",
+    "  dec ecx",
+    "  jnz 11b",
+    "  mov al, 6",
+    "  mov dx, 0xcf9",
+    "  out dx, al",
+    "12: hlt",
+    "  jmp 12b",
+    "guest_read_modify_write_end:",
     ".popsection",
 );
 
@@ -197,6 +214,11 @@ guest!(
     guest_triple_fault_end
 );
 guest!(access_to_nothing, guest_nothing_start, guest_nothing_end);
+guest!(
+    read_modify_write,
+    guest_read_modify_write_start,
+    guest_read_modify_write_end
+);
 guest!(ports, guest_ports_start, guest_ports_end);
 
 /// An ELF64 image of one segment at 1 MiB, entered at its start.

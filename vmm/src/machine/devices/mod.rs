@@ -9,3 +9,11 @@ pub mod rtc;
 pub mod uart;
 pub mod virtio_mmio;
 pub mod virtio_net;
+
+/// A saved state that its device cannot be in, or that does not fit this machine's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the saved machine state is damaged or of another machine ({0}); take a new one")]
+pub struct DamagedState(
+    /// Which device, and what of it.
+    pub &'static str,
+);

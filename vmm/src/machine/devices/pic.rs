@@ -269,6 +269,13 @@ impl PicPair {
         }
     }
 
+    /// Whether a saved state is one that the chips can be in.
+    pub fn is_sound(&self) -> bool {
+        [&self.master, &self.slave]
+            .iter()
+            .all(|pic| pic.highest < 8 && pic.vector_base & 7 == 0)
+    }
+
     /// Drives the line of `irq` (0 to 15; the cascade, 2, is not a device's).
     pub fn set_line(&mut self, irq: u8, high: bool) {
         debug_assert!(irq < 16 && irq != CASCADE);

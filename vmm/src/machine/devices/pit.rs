@@ -289,6 +289,16 @@ impl Pit {
         }
     }
 
+    /// Whether a saved state is one that the chip can be in.
+    pub fn is_sound(&self) -> bool {
+        self.channels.iter().all(|channel| {
+            channel.mode <= 5
+                && channel.reload <= 0x1_0000
+                && channel.latched_bytes <= 2
+                && (channel.next_rise.is_none() || channel.reload > 0)
+        })
+    }
+
     /// When channel 0 next raises IRQ 0.
     pub fn deadline(&self) -> Option<VirtualTime> {
         self.channels[0]

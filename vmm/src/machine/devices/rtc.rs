@@ -27,6 +27,9 @@ const BINARY: u8 = 0x04;
 /// Register D: RAM and time are valid.
 const VALID: u8 = 0x80;
 
+/// Bytes that the index can name.
+const RAM_BYTES: usize = 128;
+
 /// The clock chip.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Rtc {
@@ -45,8 +48,13 @@ impl Rtc {
             started,
             index: 0,
             control: HOURS_24,
-            ram: vec![0; 128],
+            ram: vec![0; RAM_BYTES],
         }
+    }
+
+    /// Whether a saved state is one that the chip can be in.
+    pub fn is_sound(&self) -> bool {
+        self.ram.len() == RAM_BYTES && usize::from(self.index) < RAM_BYTES
     }
 
     /// Reads port 0x70 or 0x71 at time `now`.

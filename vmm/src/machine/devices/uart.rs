@@ -44,6 +44,11 @@ pub struct Uart {
 }
 
 impl Uart {
+    /// Whether a saved state is one that the port can be in.
+    pub fn is_sound(&self) -> bool {
+        self.received.len() <= RECEIVE_LIMIT
+    }
+
     /// Reads register `offset` (0 to 7).
     pub fn read(&mut self, offset: u16) -> u8 {
         let divisor_latch = self.line_control & LCR_DIVISOR_LATCH != 0;

@@ -25,6 +25,8 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueState, QueueT};
 use vm_memory::GuestMemoryMmap;
 
+use super::DamagedState;
+
 /// Guest-physical address of the first device's registers.
 pub const VIRTIO_MMIO_BASE: u64 = 0xd000_0000;
 /// Size of one device's registers, bytes.
@@ -135,15 +137,6 @@ pub enum Effect {
 pub struct TransportState {
     registers: Registers,
     queues: [QueueSlotState; QUEUES],
-}
-
-/// The transport's saved state does not fit this machine.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "saved virtio queue {queue} does not lie in this machine's RAM or breaks the rules of a split queue"
-)]
-pub struct TransportStateError {
-    queue: usize,
 }
 
 /// The transport of one device.
@@ -355,11 +348,11 @@ impl MmioTransport {
         &mut self,
         state: &TransportState,
         memory: &GuestMemoryMmap,
-    ) -> Result<(), TransportStateError> {
+    ) -> Result<(), DamagedState> {
         for (index, saved) in state.queues.iter().enumerate() {
             let queue = if saved.ready {
                 let queue = QueueSlot::build(saved, memory);
-                Some(queue.ok_or(TransportStateError { queue: index })?)
+                Some(queue.ok_or(DamagedState("network interface: queues"))?)
             } else {
                 None
             };

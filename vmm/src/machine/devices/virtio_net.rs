@@ -15,7 +15,8 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::virtio_mmio::{Effect, MmioTransport, QUEUE_SIZE, TransportState, TransportStateError};
+use super::DamagedState;
+use super::virtio_mmio::{Effect, MmioTransport, QUEUE_SIZE, TransportState};
 use crate::ft::vm::OutputKind;
 use crate::machine::memory::WrittenRanges;
 use crate::machine::outputs::{FRAME_LIMIT, Outputs};
@@ -374,19 +375,18 @@ impl VirtioNet {
     /// Puts back what [`VirtioNet::save`] returned, over the same memory.
     ///
     /// # Errors
-    /// The state names queues that this memory cannot hold.
+    /// The state is damaged, or names queues that this memory cannot hold.
     pub fn restore(
         &mut self,
         state: &NetState,
         memory: &GuestMemoryMmap,
-    ) -> Result<(), TransportStateError> {
+    ) -> Result<(), DamagedState> {
+        let fits = |frame: &Vec<u8>| (FRAME_MINIMUM..=FRAME_LIMIT).contains(&frame.len());
+        if state.backlog.len() > RECEIVE_BACKLOG || !state.backlog.iter().all(fits) {
+            return Err(DamagedState("network interface: frames that wait"));
+        }
         self.transport.restore(&state.transport, memory)?;
-        self.backlog = state
-            .backlog
-            .iter()
-            .take(RECEIVE_BACKLOG)
-            .cloned()
-            .collect();
+        self.backlog = state.backlog.iter().cloned().collect();
         self.counters = state.counters;
         Ok(())
     }

@@ -122,10 +122,6 @@ impl KvmEngine {
 
     fn run_entered(&mut self, until: Position, bus: &mut dyn Bus) -> Result<Stop, EngineError> {
         loop {
-            if self.exit_waits {
-                self.exit_waits = false;
-                self.perform(bus)?;
-            }
             if self.at_position {
                 if self.position >= until {
                     return Ok(Stop::Position);
@@ -135,13 +131,15 @@ impl KvmEngine {
                 }
                 if bus.interrupt_line() {
                     self.offer_interrupt(bus)?;
-                    if self.exit_waits {
-                        continue;
-                    }
                 }
                 if self.halted {
                     return Ok(Stop::Halted);
                 }
+            }
+            if self.exit_waits {
+                self.exit_waits = false;
+                self.perform(bus)?;
+                continue;
             }
             match self.enter()? {
                 Entered::Exit => self.perform(bus)?,
@@ -170,7 +168,8 @@ impl KvmEngine {
     }
 
     /// Has KVM finish the instruction of the last exit without executing another. If that takes
-    /// another exit (string instructions, read-modify-write of device memory), it waits.
+    /// another exit (string instructions, read-modify-write of device memory), it waits: performing
+    /// it would leave this position.
     fn finish_instruction(&mut self) -> Result<(), EngineError> {
         if !self.unfinished {
             return Ok(());

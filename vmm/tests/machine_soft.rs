@@ -258,3 +258,76 @@ fn one_instruction_may_read_and_write_a_device() {
     // The register cannot be read back, so it always becomes 1: features 32 to 63.
     assert_eq!(read, [1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]);
 }
+
+/// A state comes from another host: whatever is in it, restoring and running it is no panic.
+#[test]
+fn a_damaged_state_is_refused_or_runs_and_never_panics() {
+    let config = tenant(SOFT);
+    let mut saved = Machine::new(&config, lockstep_guest::bare_tenant()).unwrap();
+    while saved.run(u64::MAX).unwrap() != Stop::Halted {
+        while saved.next_output().is_some() {}
+    }
+    let sound = serde_json::to_value(saved.save().unwrap()).unwrap();
+    let mut refused = 0;
+    for seed in 0..150 {
+        let mut random = Random(seed);
+        let mut damaged = sound.clone();
+        for _ in 0..1 + random.below(3) {
+            damage(&mut damaged, &mut random);
+        }
+        let Ok(state) = serde_json::from_value(damaged) else {
+            refused += 1;
+            continue;
+        };
+        match Machine::restore(&state, SOFT, |ram| copy_memory(&saved, ram)) {
+            Err(_) => refused += 1,
+            Ok(mut machine) => {
+                let clock = machine.clock();
+                let frame = request(&config, 1, "get a\r\n");
+                let _ = machine.apply(clock.saturating_add(1_000_000), Event::Frame(&frame));
+                let until = machine.position().saturating_add(50_000);
+                for _ in 0..100 {
+                    if !matches!(machine.run(until), Ok(Stop::Boundary)) {
+                        break;
+                    }
+                    while machine.next_output().is_some() {}
+                }
+            }
+        }
+    }
+    assert!((1..150).contains(&refused), "{refused} of 150 refused");
+}
+
+/// Changes a number or a list somewhere in `value`.
+fn damage(value: &mut serde_json::Value, random: &mut Random) {
+    use serde_json::Value;
+    match value {
+        Value::Object(fields) => {
+            let index = random.below(fields.len() as u64) as usize;
+            if let Some((_, field)) = fields.iter_mut().nth(index) {
+                damage(field, random);
+            }
+        }
+        Value::Array(items) if !items.is_empty() && random.below(4) > 0 => {
+            let index = random.below(items.len() as u64) as usize;
+            damage(&mut items[index], random);
+        }
+        Value::Array(items) => items.resize(random.below(600) as usize, 7.into()),
+        Value::Number(_) => {
+            *value = [
+                0,
+                1,
+                7,
+                255,
+                65535,
+                u64::from(u32::MAX),
+                u64::MAX,
+                random.next(),
+            ][random.below(8) as usize]
+                .into();
+        }
+        Value::Bool(truth) => *truth = !*truth,
+        Value::Null => *value = random.next().into(),
+        Value::String(_) => {}
+    }
+}

@@ -126,7 +126,7 @@ impl Uart {
         if self.received.len() < RECEIVE_LIMIT {
             self.received.push_back(byte);
         } else {
-            self.lost += 1;
+            self.lost = self.lost.wrapping_add(1);
         }
     }
 

@@ -188,7 +188,7 @@ impl VirtioNet {
 
     fn settle(&mut self, result: Result<(), DriverFault>) {
         if result.is_err() {
-            self.counters.driver_faults += 1;
+            count(&mut self.counters.driver_faults);
             self.backlog.clear();
             self.transport.fail();
         }
@@ -218,9 +218,9 @@ impl VirtioNet {
                 let mut frame = outputs.buffer();
                 gather(memory, &self.segments, HEADER_BYTES, &mut frame)?;
                 outputs.push(OutputKind::Frame, frame);
-                self.counters.transmitted += 1;
+                count(&mut self.counters.transmitted);
             } else {
-                self.counters.dropped_transmit += 1;
+                count(&mut self.counters.dropped_transmit);
             }
             queue.add_used(memory, head, 0)?;
             used = true;
@@ -243,16 +243,16 @@ impl VirtioNet {
         written: &mut WrittenRanges,
     ) {
         if self.transport.queue(RECEIVE).is_none() {
-            self.counters.dropped_without_driver += 1;
+            count(&mut self.counters.dropped_without_driver);
         } else if !(FRAME_MINIMUM..=FRAME_LIMIT).contains(&frame.len()) {
-            self.counters.dropped_unfit += 1;
+            count(&mut self.counters.dropped_unfit);
         } else if self.backlog.is_empty() {
             let result = self.receive_first(frame, memory, outputs, written);
             self.settle(result);
         } else if self.backlog.len() < RECEIVE_BACKLOG {
             self.hold(frame, outputs);
         } else {
-            self.counters.dropped_backlog_full += 1;
+            count(&mut self.counters.dropped_backlog_full);
         }
     }
 
@@ -352,14 +352,14 @@ impl VirtioNet {
         let needed = HEADER_BYTES + frame.len();
         if room < needed as u64 {
             queue.go_to_previous_position();
-            self.counters.dropped_unfit += 1;
+            count(&mut self.counters.dropped_unfit);
             return Ok(Delivery::Unfit);
         }
         note_used_ring(queue, written);
         scatter(memory, &self.segments, 0, &RECEIVED_HEADER, written)?;
         scatter(memory, &self.segments, HEADER_BYTES, frame, written)?;
         queue.add_used(memory, head, needed as u32)?;
-        self.counters.received += 1;
+        count(&mut self.counters.received);
         Ok(Delivery::Done)
     }
 
@@ -390,6 +390,11 @@ impl VirtioNet {
         self.counters = state.counters;
         Ok(())
     }
+}
+
+/// One more. A counter from a damaged saved state may stand at the end of its range.
+fn count(counter: &mut u64) {
+    *counter = counter.wrapping_add(1);
 }
 
 /// Walks a chain into `segments` and returns its length in bytes. All its buffers must be the

@@ -69,7 +69,8 @@ impl<const N: usize> Sender for LockstepSender<N> {
                 );
                 return self.0.commit(N);
             }
-            spin_loop();
+            let policy = lockstep_ringbuf::WaitPolicy::Spin;
+            let _ready = self.0.wait_free(N, &policy, None);
         }
     }
 }

@@ -26,10 +26,14 @@ pub(super) trait Arm {
     -> Result<(), PinError>;
 }
 
+/// One end, on cache lines of its own: nobody is to pay for where this suite keeps things.
+#[repr(align(128))]
+struct End<T>(T);
+
 /// A way there and a way back.
 pub(super) struct Ways<const N: usize, C: Contender<N>> {
-    there: (C::Sender, C::Receiver),
-    back: (C::Sender, C::Receiver),
+    there: (End<C::Sender>, End<C::Receiver>),
+    back: (End<C::Sender>, End<C::Receiver>),
     /// Number of the next entry there.
     next_there: u64,
     /// Number of the next entry back.
@@ -38,9 +42,13 @@ pub(super) struct Ways<const N: usize, C: Contender<N>> {
 
 impl<const N: usize, C: Contender<N>> Ways<N, C> {
     pub(super) fn open(capacity: usize) -> Box<dyn Arm> {
+        let open = || {
+            let (sender, receiver) = C::open(capacity);
+            (End(sender), End(receiver))
+        };
         Box::new(Self {
-            there: C::open(capacity),
-            back: C::open(capacity),
+            there: open(),
+            back: open(),
             next_there: 0,
             next_back: 0,
         })
@@ -78,7 +86,7 @@ impl<const N: usize, C: Contender<N>> Arm for Ways<N, C> {
         let first = self.next_there;
         self.next_there += warm + entries;
         let last = self.next_there;
-        let (sender, receiver) = &mut self.there;
+        let (End(sender), End(receiver)) = &mut self.there;
         let meeting = Meeting::default();
         std::thread::scope(|scope| {
             let sending = scope.spawn(|| {
@@ -113,8 +121,8 @@ impl<const N: usize, C: Contender<N>> Arm for Ways<N, C> {
         let (there, back) = (self.next_there, self.next_back);
         self.next_there += warm + trips;
         self.next_back += warm + trips;
-        let (send_there, receive_there) = &mut self.there;
-        let (send_back, receive_back) = &mut self.back;
+        let (End(send_there), End(receive_there)) = &mut self.there;
+        let (End(send_back), End(receive_back)) = &mut self.back;
         let meeting = Meeting::default();
         let sum = |receiver: &mut C::Receiver, sum: &mut u64| {
             *sum = sum.wrapping_add(receiver.receive(1));

@@ -430,10 +430,8 @@ impl Core {
     fn lookup(&mut self, alone: bool) -> Result<NonNull<Block>, Raised> {
         let rip = self.rip();
         let context = self.context();
-        if !alone {
-            if let Some(block) = self.blocks.jump(rip, context) {
-                return Ok(block);
-            }
+        if !alone && let Some(block) = self.blocks.jump(rip, context) {
+            return Ok(block);
         }
         let linear = self.fetch_linear(rip)?;
         let physical = self.fetch_page(linear)? | linear & 0xfff;

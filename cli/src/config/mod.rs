@@ -33,6 +33,7 @@ mod nearest;
 
 pub use mac::MacAddress;
 
+use lockstep_tuning::knobs::{self, KnobError};
 use lockstep_vmm::machine::engine::EngineChoice;
 use lockstep_vmm::settings::Settings;
 use serde::{Deserialize, Serialize};
@@ -172,6 +173,14 @@ pub enum ConfigError {
         /// The place, what is wrong, and what was probably meant.
         message: String,
     },
+    /// A knob out of its range, or that does not go with another.
+    #[error("{}: [settings]: {source}", path.display())]
+    Knob {
+        /// The file.
+        path: PathBuf,
+        /// Which, and what would do.
+        source: KnobError,
+    },
     /// A key that this command needs.
     #[error("`{section}.{key}` is missing: {needed_for}")]
     Missing {
@@ -211,6 +220,10 @@ impl VmFile {
         })?;
         file.resolve(path.parent().unwrap_or(Path::new("")));
         file.check()?;
+        knobs::check(&file.settings).map_err(|source| ConfigError::Knob {
+            path: path.to_owned(),
+            source,
+        })?;
         Ok(file)
     }
 

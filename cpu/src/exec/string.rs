@@ -152,13 +152,13 @@ pub(crate) fn movs<S: Int>(c: &mut Core, op: At) -> Flow {
             && op.aux & 0xf == 8
         {
             let n = max.min(in_page::<S>(from)).min(in_page::<S>(to));
-            if n > 1 {
-                if let (Some(source), Some(target)) = (read_hit(c, from), write_hit(c, to)) {
-                    copy_up::<S>(source, target, n);
-                    step::<S>(c, op, SI, n);
-                    step::<S>(c, op, DI, n);
-                    return Ok((n, false));
-                }
+            if n > 1
+                && let (Some(source), Some(target)) = (read_hit(c, from), write_hit(c, to))
+            {
+                copy_up::<S>(source, target, n);
+                step::<S>(c, op, SI, n);
+                step::<S>(c, op, DI, n);
+                return Ok((n, false));
             }
         }
         let v = c.load::<S>(from, op.seg)?;
@@ -200,18 +200,16 @@ pub(crate) fn stos<S: Int>(c: &mut Core, op: At) -> Flow {
             && op.aux & 0xf == 8
         {
             let n = max.min(in_page::<S>(to));
-            if n > 1 {
-                if let Some(target) = write_hit(c, to) {
-                    for i in 0..n as usize {
-                        let place = target as usize + i * S::BYTES;
-                        // SAFETY: `n` elements from an address in the write cache stay in its page.
-                        unsafe {
-                            std::ptr::with_exposed_provenance_mut::<S>(place).write_unaligned(v)
-                        };
-                    }
-                    step::<S>(c, op, DI, n);
-                    return Ok((n, false));
+            if n > 1
+                && let Some(target) = write_hit(c, to)
+            {
+                for i in 0..n as usize {
+                    let place = target as usize + i * S::BYTES;
+                    // SAFETY: `n` elements from an address in the write cache stay in its page.
+                    unsafe { std::ptr::with_exposed_provenance_mut::<S>(place).write_unaligned(v) };
                 }
+                step::<S>(c, op, DI, n);
+                return Ok((n, false));
             }
         }
         c.store::<S>(to, ES, v)?;

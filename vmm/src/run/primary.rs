@@ -230,11 +230,11 @@ impl<V: Vm> Protected<V> {
         // Twice the longest sleep of this loop, half of what the backup calls silence.
         self.stood_still |= now.saturating_sub(self.looked_at) > 2 * self.tick_every;
         self.looked_at = now;
-        if self.stood_still {
-            if let Some(written) = self.live.mark_time(&mut self.log, now)? {
-                self.role.stood_still(written);
-                self.stood_still = false;
-            }
+        if self.stood_still
+            && let Some(written) = self.live.mark_time(&mut self.log, now)?
+        {
+            self.role.stood_still(written);
+            self.stood_still = false;
         }
         Ok(())
     }

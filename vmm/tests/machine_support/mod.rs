@@ -184,6 +184,13 @@ global_asm!(
     ".popsection",
 );
 
+/// The bytes between two labels of the assembly above.
+fn code_between(start: *const u8, end: *const u8) -> &'static [u8] {
+    // SAFETY: `guest!` alone calls this, with two labels of the block of assembly above, in this
+    // order, in one section of this program's read-only data, which lives as long as the program.
+    unsafe { std::slice::from_raw_parts(start, end.offset_from(start) as usize) }
+}
+
 macro_rules! guest {
     ($name:ident, $start:ident, $end:ident) => {
         /// The guest as an ELF image.
@@ -193,11 +200,7 @@ macro_rules! guest {
                 static $end: u8;
             }
             let (start, end) = (&raw const $start, &raw const $end);
-            // SAFETY: both labels are in the block of assembly above, in this order, in one section
-            // of this program's read-only data.
-            let code =
-                unsafe { std::slice::from_raw_parts(start, end.offset_from(start) as usize) };
-            elf(code)
+            elf(code_between(start, end))
         }
     };
 }

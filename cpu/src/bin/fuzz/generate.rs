@@ -223,15 +223,14 @@ fn aim(random: &mut Random, ins: &Instruction, code: &mut [u8], registers: &mut 
         ins.mnemonic(),
         Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc
     ) && ins.op_kind(1) == OpKind::Register
+        && let Some(i) = gpr_index(ins.op_register(1))
     {
-        if let Some(i) = gpr_index(ins.op_register(1)) {
-            registers.gpr[i] = random.below(0x2000).wrapping_sub(0x1000)
-                & if random.chance(2) {
-                    u64::MAX
-                } else {
-                    0xffff_ffff
-                };
-        }
+        registers.gpr[i] = random.below(0x2000).wrapping_sub(0x1000)
+            & if random.chance(2) {
+                u64::MAX
+            } else {
+                0xffff_ffff
+            };
     }
     let aligned = ins.memory_size().size() == 16 && !random.chance(4);
     let mut target = place(random, aligned);

@@ -155,14 +155,14 @@ fn compare(
     let undefined_result = matches!(last.mnemonic(), Mnemonic::Shld | Mnemonic::Shrd)
         && last.op1_register().size() == 2
         || last.mnemonic() == Mnemonic::Bswap && last.op0_register().size() == 2;
-    for i in 0..16 {
+    for (i, name) in NAMES.into_iter().enumerate() {
         if !undefined_result {
             // Whether a repetition with 32-bit addresses that faults at once has already cleared the upper
             // half of its count is up to the processor.
             let half = faulted && repeats && i == 1;
             let width = if half { 0xffff_ffff } else { u64::MAX };
             check(
-                NAMES[i],
+                name,
                 native.registers.gpr[i] & width,
                 engine.registers.gpr[i] & width,
             );
@@ -191,10 +191,7 @@ fn compare(
         (0..n).rev().fold(0, |v, i| v << 8 | u64::from(fx[at + i]))
     };
     // Whether an MMX instruction that faults has already changed the x87 state is up to the processor.
-    let mmx = ended
-        .cpuid_features()
-        .iter()
-        .any(|f| *f == CpuidFeature::MMX)
+    let mmx = ended.cpuid_features().contains(&CpuidFeature::MMX)
         || (0..ended.op_count()).any(|i| ended.op_register(i).is_mm());
     let x87 = !(faulted && mmx);
     check("fcw", word(a, 0, 2), word(b, 0, 2));

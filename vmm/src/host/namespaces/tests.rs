@@ -2,8 +2,7 @@
 
 use super::{
     CLIENT_ADDRESS, CLIENT_PORTS, GUEST_ADDRESS, GUEST_MAC, LOG_ADDRESS_A, LOG_ADDRESS_B,
-    NETWORK_PREFIX, Namespace, Privilege, TAP_NAME, Topology, VethEnd, gain, in_user_namespace,
-    probe, probe_privilege,
+    NETWORK_PREFIX, Namespace, Privilege, TAP_NAME, Topology, VethEnd, gain, probe_privilege,
 };
 use crate::host::port::{MAX_FRAME, NetworkPort};
 use crate::host::tap::{Tap, TapError};

@@ -63,7 +63,7 @@ pub fn long_mode(ram: &GuestRam, entry: u64) -> Result<CpuState, MemoryError> {
         )?;
     }
     for page in 0..DIRECTORIES * TABLE_BYTES / 8 {
-        let entry = page * LARGE_PAGE_BYTES | LARGE_PAGE_ENTRY;
+        let entry = (page * LARGE_PAGE_BYTES) | LARGE_PAGE_ENTRY;
         ram.write(DIRECTORIES_START + 8 * page, &entry.to_le_bytes())?;
     }
     let mut fxsave = vec![0; FXSAVE_BYTES];

@@ -78,7 +78,7 @@ fn an_elf_image_starts_in_long_mode_with_four_gib_mapped_one_to_one() {
         for page in [0, 511] {
             let directory = word(&ram, (word(&ram, state.cr3) & !0xfff) + gigabyte * 8) & !0xfff;
             let entry = word(&ram, directory + page * 8);
-            assert_eq!(entry, (gigabyte << 30) + (page << 21) | 0x83);
+            assert_eq!(entry, ((gigabyte << 30) + (page << 21)) | 0x83);
         }
     }
     let zero_page = state.gpr[long_mode::RSI];

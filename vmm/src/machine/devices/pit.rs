@@ -251,7 +251,7 @@ impl Pit {
             0x61 => {
                 let speaker = &self.channels[2];
                 // Bit 4 toggles with each memory refresh, 15 microseconds apart.
-                let refresh = (tick / 18 & 1) as u8;
+                let refresh = ((tick / 18) & 1) as u8;
                 u8::from(speaker.gate)
                     | u8::from(self.speaker) << 1
                     | refresh << 4

@@ -98,7 +98,7 @@ impl Rtc {
         if self.control & BINARY != 0 {
             value
         } else {
-            value / 10 << 4 | value % 10
+            ((value / 10) << 4) | (value % 10)
         }
     }
 

@@ -400,7 +400,7 @@ fn count(counter: &mut u64) {
 /// Walks a chain into `segments` and returns its length in bytes. All its buffers must be the
 /// device's to write (`writable`), or none.
 fn collect(
-    mut chain: DescriptorChain<&GuestMemoryMmap>,
+    chain: DescriptorChain<&GuestMemoryMmap>,
     writable: bool,
     segments: &mut Vec<Segment>,
 ) -> Result<u64, DriverFault> {
@@ -409,7 +409,7 @@ fn collect(
     // The iterator ends silently at a descriptor it cannot follow: then the last one it gave still
     // names a successor. An indirect table may be longer than the queue, which 2.7.5.3.1 forbids.
     let mut complete = false;
-    while let Some(descriptor) = chain.next() {
+    for descriptor in chain {
         if descriptor.is_write_only() != writable || segments.len() == usize::from(QUEUE_SIZE) {
             return Err(DriverFault);
         }

@@ -1,1 +1,0 @@
-//! What on this host costs latency.

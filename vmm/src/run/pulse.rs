@@ -6,7 +6,7 @@ use std::io;
 use std::net::UdpSocket;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
 use lockstep_logchan::entry::Sequence;
@@ -41,7 +41,6 @@ struct Shared {
 pub(super) struct Pulse {
     shared: Arc<Shared>,
     started: u64,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl Pulse {
@@ -58,14 +57,10 @@ impl Pulse {
         // Relaxed: the spawn orders it.
         shared.heard_at.store(started, Ordering::Relaxed);
         let theirs = Arc::clone(&shared);
-        let thread = thread::Builder::new()
+        thread::Builder::new()
             .name("heartbeat".into())
             .spawn(move || beat(&socket, pairing, interval, &theirs, &counters))?;
-        Ok(Self {
-            shared,
-            started,
-            thread: Some(thread),
-        })
+        Ok(Self { shared, started })
     }
 
     /// The peer's first heartbeat is not there yet, and need not be: the two sides of a pair do not
@@ -98,11 +93,9 @@ impl Pulse {
 
 impl Drop for Pulse {
     fn drop(&mut self) {
-        // Relaxed: the join below orders everything.
+        // Relaxed: pairs with nothing. Not joined: the thread sleeps for up to an interval before it
+        // sees this, a failover must not wait for that, and it sends nothing after it has woken.
         self.shared.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
 
@@ -125,7 +118,7 @@ fn beat(
     let mut monitor = HeartbeatMonitor::new(vm, generation, role.peer(), 0, stamp::now());
     // One byte more than a heartbeat has, so that a longer datagram is seen as such.
     let mut datagram = [0; HEARTBEAT_BYTES + 1];
-    // Relaxed: pairs with nothing; the thread that sets it joins this one.
+    // Relaxed: pairs with nothing.
     while !shared.stop.load(Ordering::Relaxed) {
         let now = stamp::now();
         let sequence = Sequence(shared.own_sequence.load(Ordering::Relaxed));

@@ -219,7 +219,12 @@ impl<V: Vm> Following<V> {
             heard = heard.max(pulse.heard_at());
             let released = pulse.peer_sequence();
             self.replayer.primary_released(&mut self.vm, released);
-            let received = self.receiver.received();
+            // On a shared ring nothing is ever on its way: what is committed is here.
+            let received = if self.log.shared() {
+                self.replayer.replayed().max(released)
+            } else {
+                self.receiver.received()
+            };
             self.role.received(now, received, released > received);
             pulse.tell(received);
             if pulse.awaits_first(now) {

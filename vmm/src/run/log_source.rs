@@ -26,6 +26,11 @@ impl LogSource {
         }
     }
 
+    /// Whether the primary writes the very ring that this reads.
+    pub const fn shared(&self) -> bool {
+        self.shared
+    }
+
     /// Nothing is acknowledged behind `acknowledged` any more; on a shared ring that takes a seal,
     /// and the ring itself then holds everything that was.
     pub fn seal(&mut self, acknowledged: Sequence) -> Sequence {

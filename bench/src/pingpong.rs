@@ -121,12 +121,30 @@ impl Client {
     /// # Errors
     /// The server fell silent for five seconds, or hung up.
     pub fn play(&mut self, length: Duration) -> io::Result<LatencyHistogram> {
+        self.play_every(Duration::ZERO, length)
+    }
+
+    /// As [`Client::play`], one ping each `interval` at most, asleep in between. A round trip on a
+    /// link that is used a thousand times a second costs more than one that follows upon another:
+    /// caches are cold and cores idle. What acknowledges packets at some rate is to be compared with
+    /// a ping-pong at that rate.
+    ///
+    /// # Errors
+    /// As [`Client::play`].
+    pub fn play_every(
+        &mut self,
+        interval: Duration,
+        length: Duration,
+    ) -> io::Result<LatencyHistogram> {
         let mut latency = LatencyHistogram::new();
         let begin = stamp::now();
         let length_ns = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
         let (measure_ns, end_ns) = (length_ns / 5, length_ns);
         let (ping, mut pong) = ([0x5A; PING], [0; PONG]);
         loop {
+            if !interval.is_zero() {
+                std::thread::sleep(interval);
+            }
             let sent = stamp::now();
             let elapsed = sent - begin;
             if elapsed >= end_ns {

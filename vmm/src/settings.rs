@@ -153,7 +153,7 @@ impl Default for CpuSettings {
             idle_wait: Wait::SpinThenBlock,
             receive_wait: Wait::SpinThenBlock,
             replay_wait: Wait::Block,
-            spin_us: 20,
+            spin_us: 100,
             vcpu_core: -1,
             channel_core: -1,
             slice_instructions: 20_000,

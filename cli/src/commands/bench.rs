@@ -196,18 +196,27 @@ fn output_latency(
     } else {
         (arguments.rounds, Duration::from_secs(arguments.duration))
     };
-    // Judged by the first, which waits as the channel's own ends do: those that spin only for a
-    // while have long been asleep when the next packet comes.
-    let mut waiting = [Waiting::Block, Waiting::Spin];
-    if settings.cpu.receive_wait == Wait::Spin {
-        waiting.reverse();
-    }
-    let play = measure.min(Duration::from_secs(1));
-    let mut yardsticks = waiting.map(|waiting| {
+    // Judged by the first, which waits as the channel's own ends do (those that spin only for a
+    // while have long been asleep when the next packet comes) and is used as often as they are. The
+    // other two are the best that the link can do when it does nothing else.
+    let waiting = match settings.cpu.receive_wait {
+        Wait::Spin => Waiting::Spin,
+        Wait::SpinThenBlock | Wait::Block => Waiting::Block,
+    };
+    let play = measure.min(Duration::from_secs(2));
+    let interval = Duration::from_secs_f64(1.0 / arguments.rate.max(1.0));
+    let mut yardsticks = [
+        (
+            format!("ping-pong-{}-at-rate", waiting.name()),
+            waiting,
+            interval,
+        ),
+        ("ping-pong-block".to_owned(), Waiting::Block, Duration::ZERO),
+        ("ping-pong-spin".to_owned(), Waiting::Spin, Duration::ZERO),
+    ]
+    .map(|(name, waiting, interval)| {
         let link = &link;
-        Yardstick::new(format!("ping-pong-{}", waiting.name()), move || {
-            round_trip(link, waiting, play)
-        })
+        Yardstick::new(name, move || round_trip(link, waiting, interval, play))
     });
     let options = output_latency::Options {
         rounds,

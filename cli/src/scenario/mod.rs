@@ -388,8 +388,28 @@ impl Scenario {
             arbiter: Some(ArbiterSection {
                 directory: self.arbiter_directory(run),
             }),
-            settings: self.options.settings.clone(),
+            settings: self.settings_on(host),
         }
+    }
+
+    /// The knobs as they are on `host`. Two hosts do not share a core, so here each gets one of its
+    /// own if there are two and the operator has not placed anything himself. The clients, and the
+    /// network between, take what is left of both.
+    fn settings_on(&self, host: Host) -> Settings {
+        let mut settings = self.options.settings.clone();
+        let cores = lockstep_perf::pin::cores();
+        let untouched = settings.cpu.vcpu_core < 0 && settings.cpu.channel_core < 0;
+        if let (true, [first, .., last]) = (untouched, cores.as_slice()) {
+            let core = match host {
+                Host::A => *first,
+                Host::B => *last,
+            };
+            // A host has fewer cores than this type numbers.
+            let core = i32::try_from(core).unwrap_or(-1);
+            settings.cpu.vcpu_core = core;
+            settings.cpu.channel_core = core;
+        }
+        settings
     }
 }
 

@@ -99,6 +99,7 @@ impl Running for Started<'_> {
 pub(super) fn round_trip(
     link: &Scenario,
     waiting: Waiting,
+    interval: Duration,
     length: Duration,
 ) -> Result<LatencyHistogram, ArmError> {
     let topology = link.topology();
@@ -111,7 +112,7 @@ pub(super) fn round_trip(
         let serving = scope.spawn(move || server.serve(waiting));
         let played = topology
             .host_a
-            .run(|| Client::connect(address, waiting)?.play(length))
+            .run(|| Client::connect(address, waiting)?.play_every(interval, length))
             .map_err(ScenarioError::from)?;
         match serving.join() {
             Ok(served) => served.map(drop)?,

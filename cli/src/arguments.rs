@@ -9,6 +9,7 @@ use crate::commands::tune::TuneArguments;
 use crate::demo::DemoArguments;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use lockstep_tuning::knobs::{self, KnobError};
+use lockstep_tuning::profiles;
 use lockstep_vmm::settings::Settings;
 
 /// Keeps a virtual machine running through the loss of its host
@@ -20,6 +21,9 @@ pub struct Arguments {
     pub command: Command,
 }
 
+/// The argument that names a profile. Knobs have dotted names, so none is called that.
+const PROFILE: &str = "profile";
+
 /// Commands that take every knob as an argument.
 const WITH_KNOBS: [&str; 6] = ["demo", "primary", "backup", "run", "bench", "tune"];
 
@@ -30,11 +34,21 @@ pub fn command() -> clap::Command {
         .iter()
         .fold(Arguments::command(), |command, name| {
             command.mut_subcommand(*name, |command| match *name {
-                "bench" => command.mut_subcommand("output-latency", knobs::arguments),
-                "tune" => command.mut_subcommand("knobs", knobs::arguments),
-                _ => knobs::arguments(command),
+                "bench" => command.mut_subcommand("output-latency", with_knobs),
+                "tune" => command.mut_subcommand("knobs", with_knobs),
+                _ => with_knobs(command),
             })
         })
+}
+
+/// A command's arguments, the profile, and each knob.
+fn with_knobs(command: clap::Command) -> clap::Command {
+    let profile = clap::Arg::new(PROFILE)
+        .long(PROFILE)
+        .value_name("NAME")
+        .value_parser(clap::builder::PossibleValuesParser::new(profiles::names()))
+        .help("Set knobs for a purpose, see `lockstep tune profiles`; knobs given beside it win");
+    knobs::arguments(command.arg(profile))
 }
 
 /// Reads the command line, or ends the process with clap's message.
@@ -68,6 +82,14 @@ impl Turned {
             (Some(_), _) => return Ok(base),
             (None, _) => {}
         }
+        let base = match matches
+            .get_one::<String>(PROFILE)
+            .map(|name| profiles::by_name(name))
+        {
+            Some(Ok(profile)) => profile.apply(base)?,
+            // The parser lets no other name through.
+            Some(Err(_)) | None => base,
+        };
         knobs::settings_from(matches, base)
     }
 }

@@ -1,7 +1,7 @@
 //! `lockstep tune`: what can be set, and what on this host costs latency.
 
 use clap::{Args, Subcommand};
-use lockstep_tuning::knobs;
+use lockstep_tuning::{checks, knobs, profiles};
 use lockstep_vmm::settings::Settings;
 
 /// Arguments of `lockstep tune`.
@@ -20,6 +20,10 @@ pub struct TuneArguments {
 enum Subject {
     /// Every knob with its value, unit, range and default; knobs given on this command line are set
     Knobs,
+    /// The profiles: which knobs each turns, and why
+    Profiles,
+    /// What on this host costs latency, and what to do about it
+    Check,
 }
 
 /// Prints what was asked for.
@@ -29,5 +33,17 @@ pub fn tune(arguments: &TuneArguments, settings: &Settings) {
             println!("{}", serde_json::json!(knobs::rows(settings)));
         }
         Subject::Knobs => print!("{}", knobs::table(settings)),
+        Subject::Profiles if arguments.json => {
+            println!("{}", serde_json::json!(profiles::PROFILES));
+        }
+        Subject::Profiles => print!("{}", profiles::listing()),
+        Subject::Check => {
+            let findings = checks::run(settings);
+            if arguments.json {
+                println!("{}", serde_json::json!(findings));
+            } else {
+                print!("{}", checks::text(&findings));
+            }
+        }
     }
 }

@@ -61,7 +61,13 @@ fn what_is_missing_or_wrong_is_named_with_what_to_do() {
     fails(&["backup", "--config", &bare], 1, &["channel.address"]);
     fails(&["run"], 2, &["--config"]);
     fails(
-        &["run", "--config", &bare, "--heartbeat-timeout-ms", "x"],
+        &[
+            "run",
+            "--config",
+            &bare,
+            "--failure-heartbeat-timeout-ms",
+            "x",
+        ],
         2,
         &["heartbeat-timeout-ms"],
     );
@@ -89,14 +95,20 @@ fn what_is_missing_or_wrong_is_named_with_what_to_do() {
 
 #[test]
 fn every_knob_is_an_argument_and_is_listed_with_its_default() {
-    let output = lockstep(&["tune", "knobs", "--json", "--heartbeat-timeout-ms", "321"]);
+    let output = lockstep(&[
+        "tune",
+        "knobs",
+        "--json",
+        "--failure-heartbeat-timeout-ms",
+        "321",
+    ]);
     assert!(output.status.success());
     let rows: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let rows = rows.as_array().expect("a list");
     assert_eq!(rows.len(), lockstep_tuning::knobs::TABLE.len());
     let row = rows
         .iter()
-        .find(|row| row["argument"] == "--heartbeat-timeout-ms")
+        .find(|row| row["argument"] == "--failure-heartbeat-timeout-ms")
         .expect("listed");
     assert_eq!((&row["value"], &row["default"]), (&321.into(), &100.into()));
     for command in ["run", "primary", "backup", "demo"] {

@@ -32,7 +32,7 @@ impl Side {
             .arg(&config)
             .arg("--status")
             .arg(&status)
-            .args(["--heartbeat-interval-ms", "5"])
+            .args(["--failure-heartbeat-interval-ms", "5"])
             .stdout(Stdio::null())
             .spawn()
             .expect("lockstep");

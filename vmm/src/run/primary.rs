@@ -13,7 +13,7 @@ use lockstep_logchan::protocol::Role;
 use lockstep_logchan::transport::connect::Listener;
 use lockstep_logchan::transport::{ChannelError, PrimaryChannel};
 use lockstep_logchan::writer::EntryWriter;
-use lockstep_perf::counters::Counters;
+use lockstep_perf::counters::{Counter, Counters};
 use lockstep_perf::stages::StageHistograms;
 use lockstep_perf::{pin, stamp};
 use rustix::event::{PollFd, PollFlags};
@@ -270,7 +270,13 @@ impl<V: Vm> Protected<V> {
             .set(answer.replayed.0);
         let pause = self.throttle.pause_after(self.live.ran_ns());
         self.live.hold_back(now, pause);
+        let done = channel.counters();
+        advance(&self.counters.channel.sends, done.transfers);
+        advance(&self.counters.channel.bytes_sent, done.log_bytes);
+        advance(&self.counters.channel.acks, done.acks);
         let producer = self.log.producer();
+        advance(&self.counters.vcpu.bytes, producer.committed());
+        advance(&self.counters.vcpu.entries, self.log.last_sequence().0);
         let fill = producer.capacity() - producer.free();
         self.counters.vcpu.ring_fill_bytes.set(fill as u64);
         self.counters
@@ -349,6 +355,11 @@ impl<V: Vm> Protected<V> {
         // next sleep.
         self.control.doorbell().clear();
     }
+}
+
+/// Brings a counter up to a sum that is kept elsewhere.
+fn advance(counter: &Counter, sum: u64) {
+    counter.add(sum.saturating_sub(counter.get()));
 }
 
 /// What a broken channel says about the backup.

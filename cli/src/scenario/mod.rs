@@ -392,6 +392,11 @@ impl Scenario {
         }
     }
 
+    /// The core on which `host`'s machine executes; negative if that is the scheduler's choice.
+    pub fn core_of(&self, host: Host) -> i32 {
+        self.settings_on(host).cpu.vcpu_core
+    }
+
     /// The knobs as they are on `host`. Two hosts do not share a core, so here each gets one of its
     /// own if there are two and the operator has not placed anything himself. The clients, and the
     /// network between, take what is left of both.

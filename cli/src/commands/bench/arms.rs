@@ -7,6 +7,7 @@ use lockstep_bench::load::{Load, LoadConfig};
 use lockstep_bench::output_latency::{AddedPromise, Arm, ArmError, Running};
 use lockstep_bench::pingpong::{Client, Server, Waiting};
 use lockstep_perf::histogram::LatencyHistogram;
+use lockstep_perf::pin;
 use lockstep_perf::stages::StageHistograms;
 use lockstep_vmm::host::namespaces::LOG_ADDRESS_B;
 use lockstep_vmm::settings::TransportKind;
@@ -95,7 +96,9 @@ impl Running for Started<'_> {
     }
 }
 
-/// The bare round trip of the logging network of `link`, from host to host.
+/// The bare round trip of the logging network of `link`, from host to host, each on its own core as
+/// their machines are. Left to the scheduler, both ends come to share a core: then a wake-up costs a
+/// context switch there, and not what it costs between two hosts.
 pub(super) fn round_trip(
     link: &Scenario,
     waiting: Waiting,
@@ -108,11 +111,18 @@ pub(super) fn round_trip(
         .run(|| Server::bind((LOG_ADDRESS_B, 0).into()))
         .map_err(ScenarioError::from)??;
     let address = server.address()?;
+    let (core_a, core_b) = (link.core_of(Host::A), link.core_of(Host::B));
     std::thread::scope(|scope| {
-        let serving = scope.spawn(move || server.serve(waiting));
+        let serving = scope.spawn(move || {
+            place(core_b);
+            server.serve(waiting)
+        });
         let played = topology
             .host_a
-            .run(|| Client::connect(address, waiting)?.play_every(interval, length))
+            .run(|| {
+                place(core_a);
+                Client::connect(address, waiting)?.play_every(interval, length)
+            })
             .map_err(ScenarioError::from)?;
         match serving.join() {
             Ok(served) => served.map(drop)?,
@@ -120,4 +130,10 @@ pub(super) fn round_trip(
         }
         Ok(played?)
     })
+}
+
+fn place(core: i32) {
+    if let pin::Placement::Refused { why, .. } = pin::place(core) {
+        tracing::warn!(%why, "an end of the ping-pong is not pinned");
+    }
 }

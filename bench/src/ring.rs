@@ -3,11 +3,12 @@
 //! For each entry size, in rounds that take turns: how many entries a second go from one core to
 //! another, and how long one entry takes on its way (half of a round trip through two rings).
 //! Everybody writes each entry in full and reads it in full, publishes each by itself, and holds the
-//! same number of bytes. The yardstick of the latency is a bare cache line handed over in the same
-//! run.
+//! same number of bytes. The yardsticks of the latency are a bare cache line handed over in the same
+//! run, and the same with as many bytes beside it as the entry has.
 //!
 //! Promised, and marked kept or broken in the report: throughput at least that of the fastest other
-//! contender; a one-way median within [`HANDOFF_FACTOR`] of the bare hand-off's.
+//! contender; a one-way median within [`HANDOFF_FACTOR`] of the bare hand-off's: of the line alone for
+//! an entry of one line, of the one that carries as much for longer ones.
 
 mod contender;
 mod entry;
@@ -19,13 +20,15 @@ use lockstep_perf::pin::{self, PinError};
 use serde::{Deserialize, Serialize};
 
 use self::contender::{Crossbeam, Lockstep, RingbufSlices, RingbufValues, RtrbChunks, RtrbValues};
-use self::handoff::Handoff;
+use self::handoff::{Carried, Handoff};
 use self::measure::{Arm, Cores, Ways};
 use crate::report::{Report, ReportError};
 use crate::rounds;
 
 /// The sizes measured, bytes.
 pub const ENTRY_BYTES: [usize; 4] = [64, 256, 1024, 2048];
+/// Bytes of a cache line.
+const LINE_BYTES: usize = 64;
 /// How much longer than a bare hand-off an entry may take.
 pub const HANDOFF_FACTOR: f64 = 1.3;
 
@@ -105,6 +108,8 @@ pub struct SizeReport {
     pub entry_bytes: usize,
     /// Half a round trip of a bare cache line, median of the rounds' medians, nanoseconds.
     pub handoff_ns: f64,
+    /// The same with `entry_bytes` handed over beside it.
+    pub carried_ns: f64,
     /// The log ring first, then the others.
     pub contenders: Vec<ContenderReport>,
 }
@@ -132,10 +137,16 @@ impl SizeReport {
         ours.entries_per_second / fastest
     }
 
-    /// The log ring's one-way latency over that of the bare hand-off.
+    /// The log ring's one-way latency over that of the bare hand-off: of one line for an entry that
+    /// is one, of the one that carries as much for a longer entry.
     #[must_use]
     pub fn handoff_factor(&self) -> f64 {
-        self.contenders[0].one_way_ns / self.handoff_ns
+        let bare = if self.entry_bytes <= LINE_BYTES {
+            self.handoff_ns
+        } else {
+            self.carried_ns
+        };
+        self.contenders[0].one_way_ns / bare
     }
 }
 
@@ -228,9 +239,10 @@ fn size<const N: usize>(
         Ok::<_, PinError>(())
     })?;
 
-    // The hand-off takes turns with those that are measured against it.
+    // The hand-offs take turns with those that are measured against it.
     let mut lanes: Vec<Lane> = lanes.into();
     lanes.push(Lane::new(Ways::<N, Handoff>::open(capacity)));
+    lanes.push(Lane::new(Ways::<N, Carried>::open(capacity)));
     rounds::alternate(options.rounds, &mut lanes, |_, lane| {
         lane.arm.ping_pong(cores, options.trips, &mut lane.one_way)
     })?;
@@ -241,10 +253,12 @@ fn size<const N: usize>(
         report.series(&name, &lane.one_way)?;
         names.push(name);
     }
+    let carried = lanes.pop().expect("pushed above");
     let handoff = lanes.pop().expect("pushed above");
     let size = SizeReport {
         entry_bytes: N,
         handoff_ns: handoff.one_way_ns(),
+        carried_ns: carried.one_way_ns(),
         contenders: lanes
             .into_iter()
             .map(|lane| ContenderReport {

@@ -65,7 +65,7 @@ impl ProducerCursor {
 
     /// Free bytes as far as is known without looking.
     #[inline]
-    fn known_free(&self) -> u64 {
+    pub(crate) fn known_free(&self) -> u64 {
         self.capacity - self.committed.wrapping_sub(self.released.get())
     }
 

@@ -77,6 +77,16 @@ pub(crate) fn wait<A: Atomics>(
     if let Some(waited) = look() {
         return waited;
     }
+    if *policy != WaitPolicy::Block {
+        // Most waits for a busy peer end here, without a look at the clock. The pause comes first: it
+        // lets the peer get ahead, where looking at once would take its cache line from it each time.
+        for _ in 0..LOOKS_PER_CLOCK {
+            std::hint::spin_loop();
+            if let Some(waited) = look() {
+                return waited;
+            }
+        }
+    }
     let start = Instant::now();
     // A time beyond the clock's range is no limit.
     let deadline = timeout.and_then(|timeout| start.checked_add(timeout));

@@ -101,6 +101,8 @@ pub struct FailureSettings {
     pub stall_timeout_ms: u32,
     /// Time between attempts while the arbiter is out of reach, milliseconds.
     pub arbiter_retry_ms: u32,
+    /// Frames that the backup remembers until the log has them; 0 is off.
+    pub shadow_frames: u32,
 }
 
 /// Checks and clock.
@@ -168,6 +170,7 @@ impl Default for FailureSettings {
             heartbeat_timeout_ms: 100,
             stall_timeout_ms: 100,
             arbiter_retry_ms: 50,
+            shadow_frames: 2048,
         }
     }
 }

@@ -37,6 +37,8 @@ pub enum Unit {
     Bytes,
     /// Log entries.
     Entries,
+    /// Ethernet frames.
+    Frames,
     /// Guest instructions.
     Instructions,
     /// Microseconds.
@@ -53,6 +55,7 @@ impl fmt::Display for Unit {
             Self::None => "",
             Self::Bytes => "bytes",
             Self::Entries => "entries",
+            Self::Frames => "frames",
             Self::Instructions => "instructions",
             Self::Microseconds => "µs",
             Self::Milliseconds => "ms",

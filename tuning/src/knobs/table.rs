@@ -1,7 +1,7 @@
 //! The table itself.
 
 use super::Domain::{Integer, OneOf, PowerOfTwo, Switch};
-use super::Unit::{Bytes, Core, Entries, Instructions, Microseconds, Milliseconds};
+use super::Unit::{Bytes, Core, Entries, Frames, Instructions, Microseconds, Milliseconds};
 use super::{Knob, Unit};
 use lockstep_logchan::protocol::hello::MIN_RING_BYTES;
 
@@ -171,6 +171,13 @@ pub const TABLE: &[Knob] = &[
         Milliseconds,
         from(1, 10_000),
         "Time between attempts while the arbiter is out of reach"
+    ),
+    knob!(
+        "failure",
+        "shadow-frames",
+        Frames,
+        from(0, 65_536),
+        "Frames that the backup remembers from the network until the log has them; 0 is off"
     ),
     knob!(
         "replay",

@@ -153,6 +153,7 @@ fn a_unit_stands_with_every_number_and_in_no_other_place() {
             ("-ms", Unit::Milliseconds),
             ("-bytes", Unit::Bytes),
             ("-entries", Unit::Entries),
+            ("-frames", Unit::Frames),
             ("-core", Unit::Core),
         ] {
             assert_eq!(field.ends_with(suffix), knob.unit == unit, "{}", knob.name);

@@ -12,6 +12,7 @@
 //! | [`gate`] | primary: when an output may leave (the output rule, paper 2.2) |
 //! | [`throttle`] | primary: how much it slows down for a backup that lags (paper 3.2) |
 //! | [`replayer`] | backup: how entries become the same execution, and how that is checked |
+//! | [`shadow`] | backup: frames that it saw on the network and the log does not have |
 //! | [`detector`] | both: when the peer is taken for dead (paper 2.3) |
 //! | [`arbiter`] | both: who of the two goes on (paper 2.3) |
 //! | [`primary`], [`backup`] | the two roles, as state machines over all of the above |
@@ -26,6 +27,7 @@ pub mod log;
 pub mod primary;
 pub mod recorder;
 pub mod replayer;
+pub mod shadow;
 #[cfg(test)]
 mod testing;
 pub mod throttle;

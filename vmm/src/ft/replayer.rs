@@ -20,7 +20,8 @@ use super::gate::MAX_HELD_OUTPUTS;
 use super::log::{
     Body, DigestMark, EndReason, Entry, EntryError, LogRead, Mark, OutputMark, Sequence, decode,
 };
-use super::vm::{Output, Position, Stop, VirtualTime, Vm};
+use super::shadow::ShadowRing;
+use super::vm::{Event, Output, Position, Stop, VirtualTime, Vm};
 
 /// What a [`Replayer::step`] achieved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +50,8 @@ pub struct Replayer {
     said: VecDeque<Said>,
     /// Confirmed by the mark in this entry, and not known to have been released.
     kept: VecDeque<(Sequence, Output)>,
+    /// Frames that came by and are in no entry replayed so far.
+    shadow: ShadowRing,
     /// Number of the last output confirmed.
     confirmed: u64,
     /// Entry of the last output that the primary is known to have released.
@@ -65,6 +68,8 @@ pub struct Replayer {
 pub struct GoLive {
     /// What the primary may not have released, oldest first: to be sent before anything else.
     pub resend: Vec<Output>,
+    /// Frames that the network brought and no entry has, oldest first: to be received before others.
+    pub unlogged: VecDeque<Vec<u8>>,
     /// How many outputs the machine has said, those included.
     pub said: u64,
     /// The last entry replayed.
@@ -104,6 +109,7 @@ impl Replayer {
         Self {
             said: VecDeque::with_capacity(16),
             kept: VecDeque::with_capacity(MAX_HELD_OUTPUTS),
+            shadow: ShadowRing::new([0; 6], 0),
             confirmed: said,
             released: last,
             replayed: last,
@@ -112,6 +118,18 @@ impl Replayer {
             failed: false,
             drained: false,
         }
+    }
+
+    /// Watches the network by `shadow`.
+    #[must_use]
+    pub fn shadowed_by(mut self, shadow: ShadowRing) -> Self {
+        self.shadow = shadow;
+        self
+    }
+
+    /// Where the frames go that come by, and the time.
+    pub const fn shadow(&mut self) -> &mut ShadowRing {
+        &mut self.shadow
     }
 
     /// Goes on by one entry, or by `budget` positions towards the next one.
@@ -157,6 +175,9 @@ impl Replayer {
                     return Err(Divergence::clock(&entry, vm.clock()).into());
                 }
                 vm.apply(clock, event).map_err(ReplayError::Vm)?;
+                if let Event::Frame(frame) = event {
+                    self.shadow.log_has(frame);
+                }
                 self.listen(vm);
             }
             Body::Mark(mark) => {
@@ -378,6 +399,7 @@ impl Replayer {
         let resend = kept.chain(unmarked).collect();
         Ok(GoLive {
             resend,
+            unlogged: self.shadow.go_live(),
             said,
             replayed: self.replayed,
         })

@@ -38,6 +38,7 @@ use crate::ft::backup::{Backup, BackupAction, BackupHalt, BackupState};
 use crate::ft::detector::{DetectorSettings, Suspicion};
 use crate::ft::log::{EndReason, Sequence, Unlogged};
 use crate::ft::replayer::{Progress, Replayer};
+use crate::ft::shadow::ShadowRing;
 use crate::ft::times::FailoverTimes;
 use crate::ft::vm::{DigestScope, StateDigest, Vm};
 use crate::host::port::MAX_FRAME;
@@ -47,6 +48,9 @@ const ANNOUNCED_AFTER_MS: [u64; 6] = [0, 50, 200, 500, 1000, 3000];
 
 /// Longest sleep of a thread that waits for log entries.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
+
+/// A backup looks at the network this often, nanoseconds: the port must hold what comes meanwhile.
+const WATCH_EVERY: u64 = 500_000;
 
 /// Entries replayed before the thread looks at its role's clock again.
 const ENTRIES_PER_LOOK: u32 = 64;
@@ -60,6 +64,8 @@ pub struct Failover {
     pub times: FailoverTimes,
     /// Outputs that the primary may not have released, and that were sent again.
     pub resent: usize,
+    /// Frames that the primary had not logged, and that were received here instead.
+    pub unlogged_frames: usize,
     /// The last entry replayed.
     pub replayed: u64,
 }
@@ -118,6 +124,8 @@ pub(super) struct Following<V: Vm> {
     pub budget: u64,
     /// The driver looks at the role's clock at least this often, nanoseconds.
     pub tick_every: u64,
+    /// When the network was last looked at.
+    pub watched_at: u64,
 }
 
 impl<V: Vm> Following<V> {
@@ -128,6 +136,9 @@ impl<V: Vm> Following<V> {
         loop {
             let progress = self.replay();
             let now = stamp::now();
+            if now.saturating_sub(self.watched_at) >= WATCH_EVERY {
+                self.watch_network(now);
+            }
             self.listen(now);
             self.role.tick(now);
             while let Some(action) = self.role.next_action() {
@@ -212,6 +223,17 @@ impl<V: Vm> Following<V> {
         any
     }
 
+    /// Remembers what the network brought, see [`crate::ft::shadow`].
+    fn watch_network(&mut self, now: u64) {
+        self.watched_at = now;
+        let shadow = self.replayer.shadow();
+        shadow.tick(now);
+        let mut frame = [0; MAX_FRAME];
+        while let Some(length) = self.live.world.receive(&mut frame) {
+            shadow.see(&frame[..length]);
+        }
+    }
+
     /// What the other threads have for the role.
     fn listen(&mut self, now: u64) {
         let mut heard = self.receiver.heard_at();
@@ -268,6 +290,7 @@ impl<V: Vm> Following<V> {
     }
 
     fn go_live(mut self, suspicion: Option<Suspicion>) -> Result<BackupReport, RunError> {
+        self.watch_network(stamp::now());
         let taken = match self.replayer.go_live() {
             Ok(taken) => taken,
             Err(why) => {
@@ -278,17 +301,14 @@ impl<V: Vm> Following<V> {
         };
         let mut announcements = self.announcements(stamp::now());
         let mut world = self.live.world;
-        // What the network flooded to this side while it only watched is the primary's to answer:
-        // it was, or its sender will repeat it.
-        let mut stale = [0; MAX_FRAME];
-        while world.receive(&mut stale).is_some() {}
         while let Some((due, frame)) = announcements.front()
             && *due <= stamp::now()
         {
             world.announce(frame);
             announcements.pop_front();
         }
-        let resent = taken.resend.len();
+        let (resent, unlogged_frames) = (taken.resend.len(), taken.unlogged.len());
+        world.came_before(taken.unlogged);
         for output in taken.resend {
             world.say(&output);
             self.role.output_left(stamp::now());
@@ -313,6 +333,7 @@ impl<V: Vm> Following<V> {
                 .copied()
                 .unwrap_or(FailoverTimes::suspected(now, now)),
             resent,
+            unlogged_frames,
             replayed: taken.replayed.0,
         };
         self.status.failover(failover.clone());
@@ -426,7 +447,10 @@ pub fn backup(vm: &VmSpec, pair: &PairSpec, options: RunOptions) -> Result<Backu
     );
     Following {
         vm: machine,
-        replayer: Replayer::new(Sequence::NONE, 0),
+        replayer: Replayer::new(Sequence::NONE, 0).shadowed_by(ShadowRing::new(
+            vm.machine.mac,
+            settings.failure.shadow_frames as usize,
+        )),
         log: LogSource::new(reader, shared, save),
         receiver,
         role,
@@ -443,6 +467,7 @@ pub fn backup(vm: &VmSpec, pair: &PairSpec, options: RunOptions) -> Result<Backu
         budget: u64::from(settings.cpu.slice_instructions.max(1)),
         live: LiveParts::of(options),
         tick_every: detector.silence.min(detector.stall) / 4,
+        watched_at: now,
     }
     .run()
 }

@@ -1,5 +1,6 @@
 //! The machine's door to the world: its network port and its console.
 
+use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
 
@@ -11,6 +12,8 @@ pub struct World {
     port: Option<Box<dyn NetworkPort>>,
     console: Box<dyn Write + Send>,
     failed: Option<io::Error>,
+    /// Frames that came earlier, to be received first.
+    waiting: VecDeque<Vec<u8>>,
 }
 
 impl World {
@@ -21,12 +24,22 @@ impl World {
             port,
             console,
             failed: None,
+            waiting: VecDeque::new(),
         }
+    }
+
+    /// `frames` came before anything that the port still has.
+    pub(super) fn came_before(&mut self, frames: VecDeque<Vec<u8>>) {
+        self.waiting = frames;
     }
 
     /// Reads one frame into `buffer`; never waits. A port that fails is remembered and said by
     /// [`World::check`]: the guest's network is then down, its execution is not.
     pub(super) fn receive(&mut self, buffer: &mut [u8]) -> Option<usize> {
+        if let Some(frame) = self.waiting.pop_front() {
+            buffer[..frame.len()].copy_from_slice(&frame);
+            return Some(frame.len());
+        }
         match self.port.as_mut()?.receive_into(buffer) {
             Ok(length) => length,
             Err(error) => {

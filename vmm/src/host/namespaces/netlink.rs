@@ -6,8 +6,9 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoBridge, InfoData, InfoKind,
-    InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoBridge, InfoBridgePort,
+    InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -126,7 +127,8 @@ impl Netlink {
         self.silence_ipv6(here.name)
     }
 
-    /// Makes `link` a port of the bridge `bridge`.
+    /// Makes `link` a port of the bridge `bridge`, which does not learn what is behind it: a frame for
+    /// a guest goes to every port, and so to the guest's backup as well (see [`crate::ft::shadow`]).
     ///
     /// # Errors
     /// One of them is not there, or the kernel refused.
@@ -138,7 +140,21 @@ impl Netlink {
         let mut message = link_named(link);
         message.attributes.push(LinkAttribute::Controller(index));
         self.change(message)
-            .map_err(|source| refused(step(), source))
+            .map_err(|source| refused(step(), source))?;
+        // A port's own attributes can be set once it is one.
+        let mut message = link_named(link);
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::Learning(
+                false,
+            )])),
+        ]));
+        self.change(message).map_err(|source| {
+            refused(
+                format!("keeping bridge `{bridge}` from learning what is behind `{link}`"),
+                source,
+            )
+        })
     }
 
     /// Sets an interface up.

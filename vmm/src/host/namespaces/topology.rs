@@ -8,7 +8,7 @@
 //! ```
 //!
 //! `══` is a veth pair. The guest is 10.77.0.2 with one MAC address, behind `tap0` of whichever host
-//! runs it; the bridges learn where that is. The bridges of the hosts have no address on the
+//! runs it; the bridges do not learn where that is, so that both taps receive what is for it. The bridges of the hosts have no address on the
 //! clients' network, and the logging network is apart from it.
 
 use super::{Mac, Namespace, NamespaceError, VethEnd};

@@ -18,12 +18,14 @@
 //! | [`channel`] | the logging channel |
 //! | [`output_latency`] | what the output rule adds to a packet |
 //! | [`load`] | is the client of the others: open-loop memcached over UDP, and echo |
+//! | [`redis`] | is a client that checks: Redis over TCP, histories, linearizability |
 //! | [`pingpong`] | is the yardstick: a bare TCP ping-pong |
 
 pub mod channel;
 pub mod load;
 pub mod output_latency;
 pub mod pingpong;
+pub mod redis;
 pub mod report;
 pub mod ring;
 pub mod rounds;

@@ -1,6 +1,7 @@
 //! The command line.
 
 use crate::commands::bench::BenchArguments;
+use crate::commands::guest::GuestArguments;
 use crate::commands::machine::{MachineArguments, PairArguments};
 use crate::commands::replay::ReplayArguments;
 use crate::commands::status::StatusArguments;
@@ -123,6 +124,8 @@ pub enum Command {
         #[command(flatten)]
         machine: MachineArguments,
     },
+    /// Build guests from Debian's packages
+    Guest(GuestArguments),
     /// Measure, and write histograms and plots
     Bench(BenchArguments),
     /// See what can be set, and what on this host costs latency

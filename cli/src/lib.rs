@@ -43,6 +43,10 @@ fn run(command: Command, turned: &Turned) -> Result<ExitCode, Box<dyn Error>> {
         Command::Backup { machine, pair } => commands::roles::backup(&machine, &pair, &knobs)?,
         Command::Run { machine } => commands::roles::unprotected(&machine, &knobs)?,
         Command::Bench(arguments) => commands::bench::bench(&arguments, defaults()?)?,
+        Command::Guest(arguments) => {
+            commands::guest::guest(&arguments)?;
+            ExitCode::SUCCESS
+        }
         Command::Tune(arguments) => {
             commands::tune::tune(&arguments, &defaults()?);
             ExitCode::SUCCESS

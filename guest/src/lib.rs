@@ -1,4 +1,5 @@
-//! Tenant images: what runs inside the machine.
+//! Tenant images: what runs inside the machine. [`debian`] builds guests from Debian's packages; the rest
+//! of this page is about the other one.
 //!
 //! The **bare tenant** is a network service with no operating system under it: 20 KiB of freestanding C
 //! that boots in milliseconds, sleeps in HLT while nothing happens, and executes no instruction whose
@@ -19,6 +20,8 @@
 //! # What a request costs
 //! One interrupt, a read and a write to acknowledge it, and one kick for all the replies of a batch: four
 //! exits with the HLT. No timer ticks.
+
+pub mod debian;
 
 use std::fmt;
 use std::net::Ipv4Addr;

@@ -14,24 +14,24 @@ pub struct Gap {
 
 /// Finds the longest.
 #[derive(Debug, Default)]
-pub(super) struct GapTracker {
+pub(crate) struct GapTracker {
     waiting_since: Option<u64>,
     worst: Gap,
 }
 
 impl GapTracker {
-    pub(super) fn sent(&mut self, now: u64) {
+    pub(crate) fn sent(&mut self, now: u64) {
         self.waiting_since.get_or_insert(now);
     }
 
     /// A reply came, and leaves `outstanding` requests in flight.
-    pub(super) fn replied(&mut self, now: u64, outstanding: usize) {
+    pub(crate) fn replied(&mut self, now: u64, outstanding: usize) {
         self.close(now);
         self.waiting_since = (outstanding > 0).then_some(now);
     }
 
     /// The run is over, and so is a gap that no reply ended.
-    pub(super) fn finish(mut self, now: u64) -> Gap {
+    pub(crate) fn finish(mut self, now: u64) -> Gap {
         self.close(now);
         self.worst
     }

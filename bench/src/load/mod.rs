@@ -26,10 +26,10 @@
 mod client;
 pub mod echo;
 mod exchange;
-mod gap;
+pub(crate) mod gap;
 mod ledger;
 mod protocol;
-mod schedule;
+pub(crate) mod schedule;
 
 use std::io;
 use std::net::SocketAddr;
@@ -235,7 +235,7 @@ impl Progress {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    fn stopped(&self) -> bool {
+    pub(crate) fn stopped(&self) -> bool {
         // Relaxed: pairs with the store in `stop`.
         self.stop.load(Ordering::Relaxed)
     }

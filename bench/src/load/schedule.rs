@@ -20,8 +20,9 @@ pub(super) enum Kind {
     Increment,
 }
 
-/// The requests of one run, in order.
-pub(super) struct Schedule {
+/// Times at which requests are due, in order.
+#[derive(Debug)]
+pub(crate) struct Timetable {
     arrivals: Arrivals,
     gap_ns: f64,
     length_ns: f64,
@@ -29,25 +30,23 @@ pub(super) struct Schedule {
     number: u64,
     /// Nanoseconds after the start at which the next request is due.
     due_ns: f64,
-    mix: Mix,
     random: SplitMix,
 }
 
-impl Schedule {
-    pub(super) fn new(arrivals: Arrivals, rate: f64, length_ns: u64, mix: Mix, seed: u64) -> Self {
-        let mut schedule = Self {
+impl Timetable {
+    pub(crate) fn new(arrivals: Arrivals, rate: f64, length_ns: u64, seed: u64) -> Self {
+        let mut timetable = Self {
             arrivals,
             gap_ns: 1e9 / rate,
             length_ns: length_ns as f64,
             number: 0,
             due_ns: 0.0,
-            mix,
             random: SplitMix(seed),
         };
         if arrivals == Arrivals::Poisson {
-            schedule.advance();
+            timetable.advance();
         }
-        schedule
+        timetable
     }
 
     fn advance(&mut self) {
@@ -61,20 +60,45 @@ impl Schedule {
     }
 }
 
-impl Iterator for Schedule {
-    /// Nanoseconds after the start, and what is due.
-    type Item = (u64, Kind);
+impl Iterator for Timetable {
+    /// Nanoseconds after the start.
+    type Item = u64;
 
-    fn next(&mut self) -> Option<Self::Item> {
+    fn next(&mut self) -> Option<u64> {
         let due_ns = self.due_ns;
         // One that is due at the end itself, but for rounding, belongs to the next run.
         if due_ns + 0.5 >= self.length_ns {
             return None;
         }
         self.advance();
+        Some(due_ns as u64)
+    }
+}
+
+/// The requests of one run, in order.
+pub(super) struct Schedule {
+    times: Timetable,
+    mix: Mix,
+}
+
+impl Schedule {
+    pub(super) fn new(arrivals: Arrivals, rate: f64, length_ns: u64, mix: Mix, seed: u64) -> Self {
+        Self {
+            times: Timetable::new(arrivals, rate, length_ns, seed),
+            mix,
+        }
+    }
+}
+
+impl Iterator for Schedule {
+    /// Nanoseconds after the start, and what is due.
+    type Item = (u64, Kind);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let due_ns = self.times.next()?;
         let Mix { set, get, incr } = self.mix;
         let weights = u64::from(set) + u64::from(get) + u64::from(incr);
-        let pick = self.random.next() % weights.max(1);
+        let pick = self.times.random.next() % weights.max(1);
         let kind = if pick < set.into() {
             Kind::Set
         } else if pick < u64::from(set) + u64::from(get) {
@@ -82,15 +106,16 @@ impl Iterator for Schedule {
         } else {
             Kind::Increment
         };
-        Some((due_ns as u64, kind))
+        Some((due_ns, kind))
     }
 }
 
 /// Steele, Lea and Flood: *Fast splittable pseudorandom number generators*, OOPSLA 2014.
-struct SplitMix(u64);
+#[derive(Debug)]
+pub(crate) struct SplitMix(pub(crate) u64);
 
 impl SplitMix {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

@@ -1,6 +1,7 @@
 //! The subcommands.
 
 pub mod bench;
+pub mod guest;
 pub mod machine;
 pub mod replay;
 pub mod report;

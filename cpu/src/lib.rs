@@ -33,5 +33,5 @@ mod tlb;
 
 pub use bus::{Bus, MsrFault};
 pub use cpu::{Cpu, RunExit};
-pub use model::CpuModel;
+pub use model::{CpuModel, TSC_DEADLINE};
 pub use state::{CpuState, DescriptorTable, Segment, StateError};

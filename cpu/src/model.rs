@@ -6,7 +6,8 @@ use crate::memory::PHYSICAL_BITS;
 /// that kernels leave page-table isolation off (no Meltdown), with an invariant TSC.
 ///
 /// Present: FPU, DE, PSE, TSC, MSR, PAE, CX8, APIC, SEP, PGE, CMOV, PAT, CLFLUSH, MMX, FXSR, SSE, SSE2,
-/// SYSCALL, NX, 1-GiB pages, long mode. Absent, and #UD: SSE3 and later, CMPXCHG16B, LAHF/SAHF in 64-bit mode,
+/// SYSCALL, NX, 1-GiB pages, long mode, an APIC timer that takes deadlines and does not stop,
+/// IA32_TSC_ADJUST. Absent, and #UD: SSE3 and later, CMPXCHG16B, LAHF/SAHF in 64-bit mode,
 /// POPCNT, RDTSCP, RDRAND, RDSEED, XSAVE, AVX, FSGSBASE, MONITOR, SVM. Absent, and #GP when switched on: MCE, VME,
 /// SMEP, SMAP, PCID, LA57, MTRRs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,21 +30,26 @@ impl CpuModel {
 
     /// A name for logs' headers: two CPUs of one name behave alike to the last bit.
     pub fn name(&self) -> &'static str {
-        "lockstep-x86-64-v1.1"
+        "lockstep-x86-64-v1.2"
     }
 
     /// What CPUID answers: EAX, EBX, ECX, EDX.
-    pub fn cpuid(&self, leaf: u32, _subleaf: u32) -> [u32; 4] {
+    pub fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
         match leaf {
-            0 => vendor(1, b"AuthenticAMD"),
+            0 => vendor(7, b"AuthenticAMD"),
             1 => [
                 // Family 15, model 107, stepping 1: the last of its family, without its errata.
                 0x0006_0fb1,
                 // CLFLUSH of 64 bytes; initial APIC number 0.
                 0x0000_0800,
-                u32::from(self.hypervisor) << 31,
+                // The local APIC's timer takes a deadline (IA32_TSC_DEADLINE, a register of the bus).
+                TSC_DEADLINE | u32::from(self.hypervisor) << 31,
                 FEATURES | 1 << 11 | 1 << 19 | 1 << 25 | 1 << 26,
             ],
+            // The local APIC's timer does not stop while the processor sleeps.
+            6 => [1 << 2, 0, 0, 0],
+            // IA32_TSC_ADJUST: a guest can see that nobody has moved its TSC, and need not watch it.
+            7 if subleaf == 0 => [0, 1 << 1, 0, 0],
             0x4000_0000 if self.hypervisor => vendor(0x4000_0000, b"LockstepSoft"),
             0x8000_0000 => vendor(0x8000_0008, b"AuthenticAMD"),
             0x8000_0001 => [
@@ -65,6 +71,9 @@ impl CpuModel {
         }
     }
 }
+
+/// Leaf 1, ECX: the local APIC's timer has the deadline mode.
+pub const TSC_DEADLINE: u32 = 1 << 24;
 
 /// Bits that leaf 1 and leaf 0x80000001 have in common: FPU DE PSE TSC MSR PAE CX8 APIC PGE CMOV PAT
 /// PSE36 MMX FXSR.

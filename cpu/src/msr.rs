@@ -3,10 +3,11 @@
 use crate::core::{CR0_PG, Core, EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE, Raised, canonical};
 use crate::op::{FS, GS};
 
-/// Registers that AMD's family 15 has and its kernel code reads; they read as zero and writes are
+/// Registers that AMD's family 15 has and its kernel code reads, and one of Intel's; they read as zero and writes are
 /// dropped: SYSCFG, HWCR, the northbridge and errata registers, the microcode patch loader.
-const ZERO_MSRS: [u32; 10] = [
+const ZERO_MSRS: [u32; 11] = [
     0x17,        // platform identity
+    0x3b,        // IA32_TSC_ADJUST: the TSC is the machine's clock, see IA32_TIME_STAMP_COUNTER
     0x8b,        // microcode revision
     0xc001_0010, // SYSCFG
     0xc001_0015, // HWCR

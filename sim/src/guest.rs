@@ -269,7 +269,7 @@ impl Vm for Guest {
                 }
                 self.halted = false;
             }
-            Event::Console(bytes) => {
+            Event::Console(bytes) | Event::Entropy(bytes) => {
                 self.register = mix(self.register ^ xxh3_64(bytes));
                 self.halted = false;
             }

@@ -20,8 +20,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Largest kernel image that is read, bytes.
-const LARGEST_KERNEL: u64 = 1 << 30;
+/// Largest kernel image or initial RAM disk that is read, bytes.
+const LARGEST_IMAGE: u64 = 1 << 30;
 
 /// Arguments of every command that runs a machine.
 #[derive(Debug, Args)]
@@ -69,9 +69,11 @@ pub enum MachineError {
     /// The engine that it asks for.
     #[error("vm.engine: {0}")]
     Engine(#[from] EngineError),
-    /// The kernel that it names.
-    #[error("vm.kernel: {}: {source}", path.display())]
-    Kernel {
+    /// The kernel or the initial RAM disk that it names.
+    #[error("vm.{key}: {}: {source}", path.display())]
+    Image {
+        /// Which of the two.
+        key: &'static str,
         /// The file.
         path: PathBuf,
         /// What the system said.
@@ -173,6 +175,8 @@ pub fn prepare(
 /// The kernel cannot be read, or no machine can be so.
 pub fn vm_spec(file: &VmFile) -> Result<VmSpec, MachineError> {
     let kernel = kernel(&file.vm.kernel)?;
+    let initrd = file.vm.initrd.as_deref();
+    let initrd = initrd.map(|path| image("initrd", path)).transpose()?;
     let selection = file.vm.engine.select(&kernel)?;
     tracing::info!(engine = ?selection.kind, reason = selection.reason, "engine");
     let machine = MachineConfig {
@@ -188,6 +192,7 @@ pub fn vm_spec(file: &VmFile) -> Result<VmSpec, MachineError> {
         name: file.vm.name.clone(),
         machine,
         kernel,
+        initrd,
     })
 }
 
@@ -243,18 +248,23 @@ fn kernel(name: &str) -> Result<Vec<u8>, MachineError> {
     if name == BARE_TENANT {
         return Ok(lockstep_guest::bare_tenant().to_vec());
     }
+    image("kernel", Path::new(name))
+}
+
+fn image(key: &'static str, path: &Path) -> Result<Vec<u8>, MachineError> {
     let read = || {
-        let mut kernel = Vec::new();
-        let file = File::open(name)?;
-        file.take(LARGEST_KERNEL + 1).read_to_end(&mut kernel)?;
-        if kernel.len() as u64 > LARGEST_KERNEL {
-            let why = format!("larger than {LARGEST_KERNEL} bytes: no kernel image is");
+        let mut image = Vec::new();
+        let file = File::open(path)?;
+        file.take(LARGEST_IMAGE + 1).read_to_end(&mut image)?;
+        if image.len() as u64 > LARGEST_IMAGE {
+            let why = format!("larger than {LARGEST_IMAGE} bytes: no such image is");
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
-        Ok(kernel)
+        Ok(image)
     };
-    read().map_err(|source| MachineError::Kernel {
-        path: PathBuf::from(name),
+    read().map_err(|source| MachineError::Image {
+        key,
+        path: path.to_owned(),
         source,
     })
 }

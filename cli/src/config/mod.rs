@@ -82,6 +82,9 @@ pub struct VmSection {
     /// [`BARE_TENANT`], or the path of a kernel image.
     #[serde(default = "default_kernel")]
     pub kernel: String,
+    /// The path of an initial RAM disk, for a Linux kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<PathBuf>,
     /// The kernel's command line.
     #[serde(default)]
     pub command_line: String,
@@ -243,6 +246,7 @@ impl VmFile {
                 .as_mut()
                 .and_then(|network| network.switch.as_mut()),
             self.arbiter.as_mut().map(|arbiter| &mut arbiter.directory),
+            self.vm.initrd.as_mut(),
         ];
         for path in paths.into_iter().flatten() {
             *path = base.join(&*path);

@@ -367,6 +367,7 @@ impl Scenario {
         };
         VmFile {
             vm: VmSection {
+                initrd: None,
                 name: VM_NAME.to_owned(),
                 memory_mib: MEMORY_MIB,
                 engine: self.options.engine,

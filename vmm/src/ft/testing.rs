@@ -144,7 +144,7 @@ impl Vm for Dice {
         self.look_at_timer();
         let bytes = match event {
             Event::Clock => return Ok(()),
-            Event::Frame(bytes) | Event::Console(bytes) => bytes,
+            Event::Frame(bytes) | Event::Console(bytes) | Event::Entropy(bytes) => bytes,
             Event::PowerButton => {
                 self.say(OutputKind::PowerOff, 0);
                 &[]

@@ -7,6 +7,9 @@ pub use crate::machine::engine::{Position, Stop};
 /// Virtual time: nanoseconds since the VM's start.
 pub type VirtualTime = u64;
 
+/// Most bytes of [`Event::Entropy`].
+pub const ENTROPY_LIMIT: usize = 256;
+
 /// Something the machine cannot compute. Exactly what is replayed, nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event<'a> {
@@ -18,6 +21,8 @@ pub enum Event<'a> {
     Console(&'a [u8]),
     /// The operator asks the machine to power off.
     PowerButton,
+    /// Random bytes for the guest's entropy source, which asked for them ([`Vm::entropy_wanted`]).
+    Entropy(&'a [u8]),
 }
 
 /// What kind of thing the machine said.
@@ -81,6 +86,11 @@ pub trait Vm {
     /// When the guest's next timer is due, if one is armed: a halted machine's clock should be moved
     /// there once that much time has passed. At or before [`Vm::clock`]: it has been noticed.
     fn next_timer(&self) -> Option<VirtualTime>;
+    /// How many random bytes the guest waits for, at most [`ENTROPY_LIMIT`]; it gets them by
+    /// [`Event::Entropy`]. A function of the state here, as all others.
+    fn entropy_wanted(&self) -> usize {
+        0
+    }
     /// Executes until `until` at the latest; returns early when an output is ready.
     ///
     /// # Errors

@@ -1,14 +1,18 @@
 //! What the CPU finds at ports and guest-physical addresses: the machine's devices, wired together.
 //!
-//! | ports | device | IRQ |
+//! | ports, or guest-physical memory | device | IRQ of the 8259A pair, pin of the I/O APIC |
 //! |---|---|---|
-//! | 0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1 | interrupt controllers | |
-//! | 0x40 to 0x43, 0x61 | interval timer | 0 |
+//! | 0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1 | 8259A pair | |
+//! | 0x40 to 0x43, 0x61 | interval timer | 0, 2 |
 //! | 0x64, 0x604, 0xcf9 | power (writes only) | |
 //! | 0x70, 0x71 | real-time clock | |
-//! | 0x3f8 to 0x3ff | serial console | 4 |
+//! | 0x3f8 to 0x3ff | serial console | 4, 4 |
+//! | 0x600 to 0x605 | ACPI events and control | |
 //! | 0x608 to 0x60b | ACPI timer (reads only) | |
-//! | memory 0xd0000000, 4 KiB | network interface | 5 |
+//! | memory 0xd0000000, 4 KiB | network interface | 5, 16 |
+//! | memory 0xd0001000, 4 KiB | source of entropy | none, 17 |
+//! | memory 0xfec00000, 4 KiB | I/O APIC | |
+//! | memory 0xfee00000, 4 KiB; IA32_TSC_DEADLINE | local APIC | |
 //!
 //! All other ports read as ones and swallow writes, as on a PC. Memory that is neither RAM nor a
 //! device is another matter: nothing may be there that a guest could mean, and the machine ends with
@@ -21,25 +25,32 @@ use lockstep_cpu::{Bus, MsrFault};
 use serde::{Deserialize, Serialize};
 
 use super::clock::VirtualClock;
-use super::config::{MachineConfig, NIC_IRQ};
+use super::config::MachineConfig;
 use super::console::Console;
 use super::devices::DamagedState;
-use super::devices::pic::PicPair;
+use super::devices::interrupts::{Interrupts, Line};
+use super::devices::ioapic::{IOAPIC_BASE, IOAPIC_BYTES};
+use super::devices::lapic::{LAPIC_BASE, LAPIC_BYTES, MSR_TSC_DEADLINE};
 use super::devices::pit::Pit;
 use super::devices::pm_timer::{self, PM_TIMER_PORT};
+use super::devices::pm1::{PM1_EVENT_PORT, Pm1};
 use super::devices::power::{self, PowerOffReason};
 use super::devices::rtc::Rtc;
 use super::devices::uart::Uart;
-use super::devices::virtio_mmio::{VIRTIO_MMIO_BASE, VIRTIO_MMIO_BYTES};
+use super::devices::virtio_mmio::VIRTIO_MMIO_BYTES;
 use super::devices::virtio_net::{NetState, VirtioNet};
+use super::devices::virtio_rng::{EntropyState, VirtioRng};
 use super::engine::{EngineKind, Position};
 use super::memory::{GuestRam, WrittenRanges};
 use super::outputs::Outputs;
 use crate::ft::vm::{OutputKind, VirtualTime};
 
-const PIT_IRQ: u8 = 0;
-const UART_IRQ: u8 = 4;
-const UART_PORT: u16 = 0x3f8;
+/// First port of the serial console.
+pub const UART_PORT: u16 = 0x3f8;
+/// Guest-physical address of the network interface's registers.
+pub const NETWORK_BASE: u64 = 0xd000_0000;
+/// Guest-physical address of the entropy source's registers.
+pub const ENTROPY_BASE: u64 = NETWORK_BASE + VIRTIO_MMIO_BYTES;
 
 /// An access that the guest made, for error messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,12 +126,14 @@ impl fmt::Display for Access {
 pub struct MachineBus {
     ram: GuestRam,
     clock: VirtualClock,
-    pic: PicPair,
+    interrupts: Interrupts,
     pit: Pit,
+    pm1: Pm1,
     rtc: Rtc,
     uart: Uart,
     console: Console,
     nic: Option<VirtioNet>,
+    entropy: VirtioRng,
     power_off: Option<PowerOffReason>,
     outputs: Outputs,
     written: WrittenRanges,
@@ -133,12 +146,14 @@ pub struct MachineBus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BusState {
     clock: VirtualClock,
-    pic: PicPair,
+    interrupts: Interrupts,
     pit: Pit,
+    pm1: Pm1,
     rtc: Rtc,
     uart: Uart,
     console: Console,
     nic: Option<NetState>,
+    entropy: EntropyState,
     power_off: Option<PowerOffReason>,
 }
 
@@ -148,12 +163,14 @@ impl MachineBus {
         Self {
             ram,
             clock: VirtualClock::new(config.engine),
-            pic: PicPair::new(1 << NIC_IRQ),
+            interrupts: Interrupts::default(),
             pit: Pit::default(),
+            pm1: Pm1::default(),
             rtc: Rtc::new(config.wall_clock_start),
             uart: Uart::default(),
             console: Console::default(),
             nic: config.nic.then(|| VirtioNet::new(config.mac)),
+            entropy: VirtioRng::default(),
             power_off: None,
             outputs: Outputs::default(),
             written: WrittenRanges::default(),
@@ -167,12 +184,14 @@ impl MachineBus {
     /// they have been said. Nor is what the clock's time is computed from.
     pub fn hash_at<H: Hasher>(&self, position: Position, hasher: &mut H) {
         self.clock.at(position).hash(hasher);
-        self.pic.hash(hasher);
+        self.interrupts.hash(hasher);
         self.pit.hash(hasher);
+        self.pm1.hash(hasher);
         self.rtc.hash(hasher);
         self.uart.hash(hasher);
         self.console.hash(hasher);
         self.nic.hash(hasher);
+        self.entropy.hash(hasher);
         self.power_off.hash(hasher);
     }
 
@@ -193,14 +212,16 @@ impl MachineBus {
     pub fn serve_timers(&mut self, position: Position) {
         let now = self.clock.at(position);
         if self.pit.take_rise(now) {
-            self.pic.pulse(PIT_IRQ);
+            self.interrupts.pulse(Line::Pit);
         }
+        self.interrupts.serve_timer(now);
         self.console.flush_due(now, &mut self.outputs);
     }
 
     /// When the next timer is due, whoever waits for it.
     fn deadline(&self) -> Option<VirtualTime> {
-        [self.pit.deadline(), self.console.deadline()]
+        let lapic = self.interrupts.lapic().deadline();
+        [self.pit.deadline(), self.console.deadline(), lapic]
             .into_iter()
             .flatten()
             .min()
@@ -216,8 +237,12 @@ impl MachineBus {
         let pit = self
             .pit
             .deadline()
-            .filter(|_| self.pic.is_unmasked(PIT_IRQ));
-        [pit, self.console.deadline()].into_iter().flatten().min()
+            .filter(|_| self.interrupts.is_unmasked(Line::Pit));
+        let lapic = self.interrupts.lapic().next_interrupt();
+        [pit, self.console.deadline(), lapic]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// A frame arrives from the world.
@@ -229,14 +254,26 @@ impl MachineBus {
                 &mut self.outputs,
                 &mut self.written,
             );
-            self.pic.set_line(NIC_IRQ, nic.line());
+            self.interrupts.set_line(Line::Network, nic.line());
         }
     }
 
     /// Bytes are typed at the console.
     pub fn receive_console(&mut self, bytes: &[u8]) {
         self.uart.receive(bytes);
-        self.pic.set_line(UART_IRQ, self.uart.line());
+        self.interrupts.set_line(Line::Uart, self.uart.line());
+    }
+
+    /// How many bytes of entropy the guest waits for.
+    pub fn entropy_wanted(&self) -> usize {
+        self.entropy.wanted()
+    }
+
+    /// Entropy arrives from the world.
+    pub fn receive_entropy(&mut self, bytes: &[u8]) {
+        self.entropy
+            .fill(bytes, self.ram.accessor(), &mut self.written);
+        self.interrupts.set_line(Line::Entropy, self.entropy.line());
     }
 
     /// Switches the machine off for good: console bytes that wait, then the power-off, are said.
@@ -299,12 +336,14 @@ impl MachineBus {
     pub fn save(&self) -> BusState {
         BusState {
             clock: self.clock.clone(),
-            pic: self.pic.clone(),
+            interrupts: self.interrupts.clone(),
             pit: self.pit.clone(),
+            pm1: self.pm1.clone(),
             rtc: self.rtc.clone(),
             uart: self.uart.clone(),
             console: self.console.clone(),
             nic: self.nic.as_ref().map(VirtioNet::save),
+            entropy: self.entropy.save(),
             power_off: self.power_off,
         }
     }
@@ -321,7 +360,6 @@ impl MachineBus {
         position: Position,
     ) -> Result<(), DamagedState> {
         let sound = [
-            ("interrupt controllers", state.pic.is_sound()),
             ("interval timer", state.pit.is_sound()),
             ("real-time clock", state.rtc.is_sound()),
             ("serial port", state.uart.is_sound()),
@@ -330,14 +368,17 @@ impl MachineBus {
         if let Some((device, _)) = sound.iter().find(|(_, sound)| !sound) {
             return Err(DamagedState(device));
         }
+        state.interrupts.check()?;
+        self.entropy.restore(&state.entropy, self.ram.accessor())?;
         match (&mut self.nic, &state.nic) {
             (Some(nic), Some(saved)) => nic.restore(saved, self.ram.accessor())?,
             (None, None) => {}
             _ => return Err(DamagedState("network interface: there or not")),
         }
         self.clock = state.clock.on(engine, position);
-        self.pic = state.pic.clone();
+        self.interrupts = state.interrupts.clone();
         self.pit = state.pit.clone();
+        self.pm1 = state.pm1.clone();
         self.rtc = state.rtc.clone();
         self.uart = state.uart.clone();
         self.console = state.console.clone();
@@ -347,14 +388,15 @@ impl MachineBus {
 
     fn port_read_byte(&mut self, now: VirtualTime, port: u16) -> u8 {
         match port {
-            0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1 => self.pic.read(port),
+            0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1 => self.interrupts.pic().read(port),
             0x40..=0x43 | 0x61 => self.pit.read(port, now),
             0x70 | 0x71 => self.rtc.read(port, now),
             UART_PORT..=0x3ff => {
                 let value = self.uart.read(port - UART_PORT);
-                self.pic.set_line(UART_IRQ, self.uart.line());
+                self.interrupts.set_line(Line::Uart, self.uart.line());
                 value
             }
+            PM1_EVENT_PORT..=0x605 => self.pm1.read(port - PM1_EVENT_PORT),
             PM_TIMER_PORT..=0x60b => {
                 pm_timer::read(now).to_le_bytes()[usize::from(port - PM_TIMER_PORT)]
             }
@@ -364,7 +406,7 @@ impl MachineBus {
 
     fn port_write_byte(&mut self, now: VirtualTime, port: u16, value: u8) {
         match port {
-            0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1 => self.pic.write(port, value),
+            0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1 => self.interrupts.pic().write(port, value),
             0x40..=0x43 | 0x61 => {
                 let before = self.pit.deadline();
                 self.pit.write(port, value, now);
@@ -376,13 +418,37 @@ impl MachineBus {
                     let waited = self.console.deadline();
                     self.console.write(byte, now, &mut self.outputs);
                     self.timer_changed |= self.console.deadline() != waited;
-                    self.pic
-                        .set_line(UART_IRQ, self.uart.line_while_transmitting());
+                    self.interrupts
+                        .set_line(Line::Uart, self.uart.line_while_transmitting());
                 }
-                self.pic.set_line(UART_IRQ, self.uart.line());
+                self.interrupts.set_line(Line::Uart, self.uart.line());
             }
+            PM1_EVENT_PORT..=0x605 => self.pm1.write(port - PM1_EVENT_PORT, value),
             _ => {}
         }
+    }
+
+    /// The device at a guest-physical address, with the offset into its registers.
+    fn device_at(&self, address: u64, length: usize) -> Option<(Registers, u64)> {
+        let within = |base: u64, bytes: u64| {
+            let offset = address.checked_sub(base)?;
+            (offset.checked_add(length as u64)? <= bytes).then_some(offset)
+        };
+        let found = [
+            (Registers::LocalApic, LAPIC_BASE, LAPIC_BYTES),
+            (Registers::Network, NETWORK_BASE, VIRTIO_MMIO_BYTES),
+            (Registers::IoApic, IOAPIC_BASE, IOAPIC_BYTES),
+            (Registers::Entropy, ENTROPY_BASE, VIRTIO_MMIO_BYTES),
+        ]
+        .into_iter()
+        .find_map(|(device, base, bytes)| Some((device, within(base, bytes)?)))?;
+        (found.0 != Registers::Network || self.nic.is_some()).then_some(found)
+    }
+
+    fn set_apic_register(&mut self, now: VirtualTime, offset: u64, value: u32) {
+        let before = self.interrupts.lapic().deadline();
+        self.interrupts.write_lapic(offset, value, now);
+        self.timer_changed |= self.interrupts.lapic().deadline() != before;
     }
 
     fn nothing(&mut self, access: Access) {
@@ -390,10 +456,28 @@ impl MachineBus {
     }
 }
 
-/// Offset of `address` in the registers of the device that lies at `base`.
-fn offset_in(address: u64, length: usize) -> Option<u64> {
-    let offset = address.checked_sub(VIRTIO_MMIO_BASE)?;
-    (offset + length as u64 <= VIRTIO_MMIO_BYTES).then_some(offset)
+/// A device whose registers lie in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Registers {
+    LocalApic,
+    IoApic,
+    Network,
+    Entropy,
+}
+
+/// Reads a register of an APIC: 32 bits wide, and other accesses are undefined (SDM vol. 3A, 10.4.1):
+/// here they read as zero.
+fn read_aligned(offset: u64, data: &mut [u8], read: impl FnOnce(u64) -> u32) {
+    data.fill(0);
+    if let (Ok(data), 0) = (<&mut [u8; 4]>::try_from(data), offset % 16) {
+        *data = read(offset).to_le_bytes();
+    }
+}
+
+/// The value that is written to a register of an APIC, if the access is defined.
+fn aligned_value(offset: u64, data: &[u8]) -> Option<u32> {
+    let value = u32::from_le_bytes(data.try_into().ok()?);
+    offset.is_multiple_of(16).then_some(value)
 }
 
 impl Bus for MachineBus {
@@ -424,14 +508,25 @@ impl Bus for MachineBus {
         }
     }
 
-    fn mmio_read(&mut self, _at: u64, address: u64, data: &mut [u8]) {
+    fn mmio_read(&mut self, at: u64, address: u64, data: &mut [u8]) {
         let access = Access::MemoryRead {
             address,
             size: data.len() as u8,
         };
         self.last_access = Some(access);
-        match (&mut self.nic, offset_in(address, data.len())) {
-            (Some(nic), Some(offset)) => nic.read(offset, data),
+        let found = self.device_at(address, data.len());
+        match (found, &mut self.nic) {
+            (Some((Registers::LocalApic, offset)), _) => {
+                let now = self.clock.at(at);
+                read_aligned(offset, data, |offset| {
+                    self.interrupts.read_lapic(offset, now)
+                });
+            }
+            (Some((Registers::IoApic, offset)), _) => {
+                read_aligned(offset, data, |offset| self.interrupts.read_ioapic(offset));
+            }
+            (Some((Registers::Entropy, offset)), _) => self.entropy.read(offset, data),
+            (Some((Registers::Network, offset)), Some(nic)) => nic.read(offset, data),
             _ => {
                 data.fill(0xff);
                 self.nothing(access);
@@ -439,17 +534,32 @@ impl Bus for MachineBus {
         }
     }
 
-    fn mmio_write(&mut self, _at: u64, address: u64, data: &[u8]) {
+    fn mmio_write(&mut self, at: u64, address: u64, data: &[u8]) {
         let access = Access::MemoryWrite {
             address,
             size: data.len() as u8,
         };
         self.last_access = Some(access);
-        match (&mut self.nic, offset_in(address, data.len())) {
-            (Some(nic), Some(offset)) => {
-                let memory = self.ram.accessor();
+        let memory = self.ram.accessor();
+        let found = self.device_at(address, data.len());
+        match (found, &mut self.nic) {
+            (Some((Registers::LocalApic, offset)), _) => {
+                if let Some(value) = aligned_value(offset, data) {
+                    self.set_apic_register(self.clock.at(at), offset, value);
+                }
+            }
+            (Some((Registers::IoApic, offset)), _) => {
+                if let Some(value) = aligned_value(offset, data) {
+                    self.interrupts.write_ioapic(offset, value);
+                }
+            }
+            (Some((Registers::Entropy, offset)), _) => {
+                self.entropy.write(offset, data, memory);
+                self.interrupts.set_line(Line::Entropy, self.entropy.line());
+            }
+            (Some((Registers::Network, offset)), Some(nic)) => {
                 nic.write(offset, data, memory, &mut self.outputs, &mut self.written);
-                self.pic.set_line(NIC_IRQ, nic.line());
+                self.interrupts.set_line(Line::Network, nic.line());
             }
             _ => self.nothing(access),
         }
@@ -457,20 +567,31 @@ impl Bus for MachineBus {
 
     fn msr_read(&mut self, _at: u64, index: u32) -> Result<u64, MsrFault> {
         self.last_access = Some(Access::MsrRead { index });
-        Err(MsrFault)
+        match index {
+            MSR_TSC_DEADLINE => Ok(self.interrupts.lapic().tsc_deadline()),
+            _ => Err(MsrFault),
+        }
     }
 
-    fn msr_write(&mut self, _at: u64, index: u32, _value: u64) -> Result<(), MsrFault> {
+    fn msr_write(&mut self, _at: u64, index: u32, value: u64) -> Result<(), MsrFault> {
         self.last_access = Some(Access::MsrWrite { index });
-        Err(MsrFault)
+        match index {
+            MSR_TSC_DEADLINE => {
+                let before = self.interrupts.lapic().deadline();
+                self.interrupts.set_tsc_deadline(value);
+                self.timer_changed |= self.interrupts.lapic().deadline() != before;
+                Ok(())
+            }
+            _ => Err(MsrFault),
+        }
     }
 
     fn interrupt_line(&self) -> bool {
-        self.pic.output()
+        self.interrupts.output()
     }
 
     fn acknowledge_interrupt(&mut self) -> u8 {
-        self.pic.acknowledge()
+        self.interrupts.acknowledge()
     }
 
     fn stop_requested(&self) -> bool {

@@ -2,7 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::devices::virtio_mmio::{VIRTIO_MMIO_BASE, VIRTIO_MMIO_BYTES};
+use lockstep_cpu::CpuModel;
+
+use super::boot::ImageKind;
+use super::bus::NETWORK_BASE;
+use super::devices::interrupts::NETWORK_IRQ;
+use super::devices::virtio_mmio::VIRTIO_MMIO_BYTES;
 use super::engine::EngineKind;
 use super::memory::PAGE_BYTES;
 
@@ -13,8 +18,6 @@ pub const MEMORY_MAXIMUM: u64 = 64 << 30;
 /// Longest command line, with what the machine appends, without its terminating zero (Linux on x86:
 /// `COMMAND_LINE_SIZE` is 2048).
 pub const COMMAND_LINE_LIMIT: usize = 2047;
-/// IRQ of the network interface.
-pub const NIC_IRQ: u8 = 5;
 
 /// Everything that a machine's behaviour depends on, besides its images and its log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +27,8 @@ pub struct MachineConfig {
     pub engine: EngineKind,
     /// RAM in bytes: a multiple of 4096, from [`MEMORY_MINIMUM`] to [`MEMORY_MAXIMUM`].
     pub memory_bytes: u64,
-    /// The kernel's command line: printable ASCII. Where the network interface is, is appended.
+    /// The kernel's command line: printable ASCII. For a program that is no operating system, and so
+    /// reads no ACPI tables, where the network interface is, is appended.
     pub command_line: String,
     /// Whether there is a network interface.
     pub nic: bool,
@@ -83,7 +87,7 @@ impl MachineConfig {
         if let Some(character) = self.command_line.chars().find(unprintable) {
             return Err(ConfigError::CommandLineCharacter(character));
         }
-        let length = self.full_command_line().len();
+        let length = self.full_command_line(ImageKind::Bare).len();
         if length > COMMAND_LINE_LIMIT {
             return Err(ConfigError::CommandLineLength(length));
         }
@@ -93,20 +97,26 @@ impl MachineConfig {
         Ok(())
     }
 
-    /// What the guest is given: the operator's words, then where to find the network interface
-    /// (Linux, `Documentation/admin-guide/kernel-parameters.txt`, `virtio_mmio.device=`).
-    pub fn full_command_line(&self) -> String {
-        if !self.nic {
-            return self.command_line.clone();
-        }
-        let device = format!(
-            "virtio_mmio.device={}K@{VIRTIO_MMIO_BASE:#x}:{NIC_IRQ}",
-            VIRTIO_MMIO_BYTES >> 10
-        );
+    /// What a guest of this kind is given: the operator's words, and what it has no other way to
+    /// know (Linux, `Documentation/admin-guide/kernel-parameters.txt`). To an operating system that is
+    /// the rate of the `soft` engine's time-stamp counter (`tsc_early_khz=`), which it would otherwise
+    /// measure less well; to a program that reads no ACPI tables, where the network interface is
+    /// (`virtio_mmio.device=`).
+    pub fn full_command_line(&self, kind: ImageKind) -> String {
+        let added = match kind {
+            ImageKind::OperatingSystem if self.engine == EngineKind::Soft => {
+                format!("tsc_early_khz={}", CpuModel::x86_64_v1().tsc_khz)
+            }
+            ImageKind::Bare if self.nic => format!(
+                "virtio_mmio.device={}K@{NETWORK_BASE:#x}:{NETWORK_IRQ}",
+                VIRTIO_MMIO_BYTES >> 10
+            ),
+            _ => return self.command_line.clone(),
+        };
         if self.command_line.is_empty() {
-            device
+            added
         } else {
-            format!("{} {device}", self.command_line)
+            format!("{} {added}", self.command_line)
         }
     }
 }
@@ -116,13 +126,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_network_interface_is_announced_on_the_command_line() {
+    fn the_network_interface_is_announced_on_the_command_line_where_acpi_is_not_read() {
         let config = MachineConfig {
             command_line: "quiet".into(),
             ..MachineConfig::default()
         };
         assert_eq!(
-            config.full_command_line(),
+            config.full_command_line(ImageKind::OperatingSystem),
+            "quiet tsc_early_khz=1000000"
+        );
+        assert_eq!(
+            config.full_command_line(ImageKind::Bare),
             "quiet virtio_mmio.device=4K@0xd0000000:5"
         );
         assert!(config.validate().is_ok());

@@ -22,6 +22,7 @@ pub use devices::virtio_net::NetCounters;
 pub use error::MachineError;
 pub use snapshot::MachineState;
 
+use self::boot::ImageKind;
 use self::bus::MachineBus;
 use self::engine::kvm::KvmEngine;
 use self::engine::soft::SoftEngine;
@@ -73,7 +74,10 @@ impl Machine {
         initrd: Option<&[u8]>,
     ) -> Result<Self, MachineError> {
         let mut machine = Self::empty(config)?;
-        let entry = boot::load(&machine.ram, kernel, initrd, &config.full_command_line())?;
+        let kind = boot::image_kind(kernel).unwrap_or(ImageKind::Bare);
+        let command_line = config.full_command_line(kind);
+        let entry = boot::load(&machine.ram, kernel, initrd, &command_line)?;
+        boot::acpi::write(&machine.ram, config.nic)?;
         machine.engine.set_state(&entry)?;
         Ok(machine)
     }
@@ -254,6 +258,10 @@ impl Vm for Machine {
         self.bus.next_timer()
     }
 
+    fn entropy_wanted(&self) -> usize {
+        self.bus.entropy_wanted()
+    }
+
     /// Returns [`Stop::Halted`] for ever once the machine is off.
     fn run(&mut self, until: Position) -> Result<Stop, MachineError> {
         if self.failed {
@@ -273,6 +281,7 @@ impl Vm for Machine {
             Event::Frame(frame) => self.bus.receive_frame(frame),
             Event::Console(bytes) => self.bus.receive_console(bytes),
             Event::PowerButton => self.bus.power_off(PowerOffReason::PowerButton),
+            Event::Entropy(bytes) => self.bus.receive_entropy(bytes),
         }
         self.report_written();
         Ok(())

@@ -18,7 +18,7 @@ use super::{RunError, RunOptions};
 use crate::ft::gate::{MAX_HELD_OUTPUTS, OutputGate, ReleaseLimit};
 use crate::ft::log::{EndReason, LogDraft, LogWrite, Sequence};
 use crate::ft::recorder::{RecordError, Recorder, RecorderSettings};
-use crate::ft::vm::{Event, OutputKind, Stop, Vm};
+use crate::ft::vm::{ENTROPY_LIMIT, Event, OutputKind, Stop, Vm};
 use crate::host::port::MAX_FRAME;
 
 /// Frames taken from the network in one turn: the guest gets to work on them before more are read.
@@ -162,7 +162,7 @@ impl<V: Vm> Live<V> {
         result.map(|_| ())
     }
 
-    /// Frames, console input, the power button, timers and the clock.
+    /// Frames, console input, the power button, entropy, timers and the clock.
     fn take_events<L: LogWrite>(&mut self, log: &mut L) -> Result<bool, RecordError<V::Error>> {
         let now = stamp::now();
         if !self.vm.at_position() || (!self.halted && now < self.next_look) {
@@ -182,6 +182,15 @@ impl<V: Vm> Live<V> {
             self.recorder
                 .event(&mut self.vm, log, Event::PowerButton, now)?;
             events += 1;
+        }
+        let wanted = self.vm.entropy_wanted();
+        if wanted > 0 {
+            let mut bytes = [0; ENTROPY_LIMIT];
+            if let Some(bytes) = self.world.entropy(&mut bytes[..wanted.min(ENTROPY_LIMIT)]) {
+                self.recorder
+                    .event(&mut self.vm, log, Event::Entropy(bytes), now)?;
+                events += 1;
+            }
         }
         let tick = self.recorder.tick(&mut self.vm, log, now, self.halted)?;
         events += u64::from(tick.is_some());

@@ -55,6 +55,8 @@ pub struct VmSpec {
     pub machine: MachineConfig,
     /// The kernel image, ELF64 or bzImage.
     pub kernel: Vec<u8>,
+    /// The initial RAM disk of a Linux kernel.
+    pub initrd: Option<Vec<u8>>,
 }
 
 /// How a machine is run, whatever its role.
@@ -111,7 +113,7 @@ impl RunError {
 
 impl VmSpec {
     fn build(&self) -> Result<Machine, RunError> {
-        Machine::new(&self.machine, &self.kernel)
+        Machine::with_initrd(&self.machine, &self.kernel, self.initrd.as_deref())
             .map_err(|error| RunError::Machine(Box::new(error)))
     }
 }

@@ -81,6 +81,10 @@ pub(super) fn hello(vm: &VmSpec, role: Role, generation: Option<u64>, ring_bytes
     let digest = xxhash_rust::xxh3::xxh3_128(&vm.kernel);
     configuration.insert("kernel-xxh3".into(), format!("{digest:032x}").into());
     configuration.insert("kernel-bytes".into(), vm.kernel.len().into());
+    if let Some(initrd) = &vm.initrd {
+        let digest = xxhash_rust::xxh3::xxh3_128(initrd);
+        configuration.insert("initrd-xxh3".into(), format!("{digest:032x}").into());
+    }
     configuration.insert("cpu-model".into(), CPU_MODEL.into());
     Hello {
         role,

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
 
 use crate::ft::vm::{Output, OutputKind};
+use crate::host::entropy;
 use crate::host::port::NetworkPort;
 
 /// Where a live machine's frames come from and its outputs go.
@@ -48,6 +49,12 @@ impl World {
                 None
             }
         }
+    }
+
+    /// Fills `bytes` with random ones, for the guest's entropy source; never waits. Nothing while the
+    /// host's own source is not ready yet: the guest waits, and is asked for again.
+    pub(super) fn entropy<'a>(&self, bytes: &'a mut [u8]) -> Option<&'a [u8]> {
+        entropy::fill(bytes)
     }
 
     /// Says one output. A network drops what it cannot take, as networks do.

@@ -25,6 +25,8 @@ pub mod kind {
     pub const CONSOLE: u16 = 0x003;
     /// [`super::Event::PowerButton`]; no payload.
     pub const POWER_BUTTON: u16 = 0x004;
+    /// [`super::Event::Entropy`]; the payload is the bytes.
+    pub const ENTROPY: u16 = 0x005;
     /// [`super::Mark::Output`].
     pub const OUTPUT: u16 = 0x100;
     /// [`super::Mark::Digest`].
@@ -65,6 +67,7 @@ pub fn decode(kind: u16, payload: &[u8]) -> Result<Body<'_>, PayloadError> {
         kind::POWER_BUTTON => {
             payload::empty(kind, payload).map(|()| Body::Event(Event::PowerButton))
         }
+        kind::ENTROPY => payload::entropy(payload).map(|bytes| Body::Event(Event::Entropy(bytes))),
         kind::OUTPUT => payload::output(payload).map(|mark| Body::Mark(Mark::Output(mark))),
         kind::DIGEST => payload::digest(payload).map(|mark| Body::Mark(Mark::Digest(mark))),
         kind::END => payload::end(payload).map(|reason| Body::Mark(Mark::End(reason))),
@@ -89,5 +92,6 @@ pub(crate) fn encode_event<'a>(event: Event<'a>) -> (u16, &'a [u8]) {
         Event::Frame(frame) => (kind::FRAME, frame),
         Event::Console(bytes) => (kind::CONSOLE, bytes),
         Event::PowerButton => (kind::POWER_BUTTON, &[]),
+        Event::Entropy(bytes) => (kind::ENTROPY, bytes),
     }
 }

@@ -5,7 +5,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{Sequence, kind};
-use crate::ft::vm::{DigestScope, Output, OutputKind, StateDigest};
+use crate::ft::vm::{DigestScope, ENTROPY_LIMIT, Output, OutputKind, StateDigest};
 
 /// Longest payload of a mark, in bytes.
 pub const MARK_BYTES_MAX: usize = 32;
@@ -141,6 +141,19 @@ pub(super) fn empty(kind: u16, payload: &[u8]) -> Result<(), PayloadError> {
             found,
             expected: 0,
         }),
+    }
+}
+
+/// Random bytes: more than a device asks for at a time come of no recorder.
+pub(super) fn entropy(payload: &[u8]) -> Result<&[u8], PayloadError> {
+    if payload.len() <= ENTROPY_LIMIT {
+        Ok(payload)
+    } else {
+        Err(PayloadError::Size {
+            kind: kind::ENTROPY,
+            found: payload.len(),
+            expected: ENTROPY_LIMIT,
+        })
     }
 }
 

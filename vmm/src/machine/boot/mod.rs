@@ -11,6 +11,7 @@
 //! | 0x8000 to 0x9000 | stack |
 //! | 0x9000 to 0xf000 | page tables |
 //! | 0x20000 | command line |
+//! | 0xe0000 | ACPI tables |
 //! | 0x100000 | kernel |
 //!
 //! Images are the operator's, and may be damaged: whatever is wrong with one is a [`BootError`].
@@ -24,6 +25,7 @@ use vm_memory::GuestAddress;
 
 use super::memory::{GuestRam, MemoryError, PAGE_BYTES};
 
+pub mod acpi;
 mod elf;
 mod long_mode;
 mod zero_page;

@@ -3,6 +3,7 @@
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use vm_memory::ByteValued;
 
+use super::acpi::RSDP_START;
 use super::{COMMAND_LINE_START, Initrd, KERNEL_START};
 use crate::machine::memory::{GuestRam, MemoryError};
 
@@ -35,6 +36,7 @@ pub fn write(
         }),
         ..Default::default()
     };
+    params.acpi_rsdp_addr = RSDP_START;
     params.hdr.type_of_loader = LOADER_TYPE;
     params.hdr.cmd_line_ptr = COMMAND_LINE_START as u32;
     if let Some(initrd) = initrd {

@@ -1,4 +1,4 @@
-//! The virtio-mmio transport, version 2 (virtio 1.2, 4.2), for a device of [`QUEUES`] split queues.
+//! The virtio-mmio transport, version 2 (virtio 1.2, 4.2), for a device of up to [`QUEUES`] split queues.
 //!
 //! Everything the driver writes is hostile. What the specification forbids puts the device into
 //! DEVICE_NEEDS_RESET (2.1.2), in which it touches no memory until the driver resets it.
@@ -27,11 +27,9 @@ use vm_memory::GuestMemoryMmap;
 
 use super::DamagedState;
 
-/// Guest-physical address of the first device's registers.
-pub const VIRTIO_MMIO_BASE: u64 = 0xd000_0000;
 /// Size of one device's registers, bytes.
 pub const VIRTIO_MMIO_BYTES: u64 = 4096;
-/// Queues of a device.
+/// Most queues of a device.
 pub const QUEUES: usize = 2;
 /// Largest queue offered, in descriptors.
 pub const QUEUE_SIZE: u16 = 256;
@@ -144,6 +142,7 @@ pub struct TransportState {
 pub struct MmioTransport {
     device_id: u32,
     offered: u64,
+    queue_count: usize,
     registers: Registers,
     queues: [QueueSlot; QUEUES],
 }
@@ -159,10 +158,12 @@ impl Hash for MmioTransport {
 
 impl MmioTransport {
     /// A device of type `device_id` (virtio 1.2, clause 5) that offers the feature bits `features`
-    /// besides those of the transport.
-    pub fn new(device_id: u32, features: u64) -> Self {
+    /// besides those of the transport, and has the first `queue_count` of the queues.
+    pub fn new(device_id: u32, features: u64, queue_count: usize) -> Self {
+        debug_assert!(queue_count <= QUEUES);
         Self {
             device_id,
+            queue_count,
             offered: features | 1 << VIRTIO_F_VERSION_1,
             registers: Registers::default(),
             queues: Default::default(),
@@ -207,7 +208,7 @@ impl MmioTransport {
     }
 
     fn selected(&mut self) -> Option<&mut QueueSlot> {
-        self.queues.get_mut(self.registers.queue_select as usize)
+        self.queues[..self.queue_count].get_mut(self.registers.queue_select as usize)
     }
 
     /// Reads the 32-bit register at `offset`; those of the device's own configuration are the
@@ -351,8 +352,8 @@ impl MmioTransport {
     ) -> Result<(), DamagedState> {
         for (index, saved) in state.queues.iter().enumerate() {
             let queue = if saved.ready {
-                let queue = QueueSlot::build(saved, memory);
-                Some(queue.ok_or(DamagedState("network interface: queues"))?)
+                let queue = QueueSlot::build(saved, memory).filter(|_| index < self.queue_count);
+                Some(queue.ok_or(DamagedState("virtio device: queues"))?)
             } else {
                 None
             };

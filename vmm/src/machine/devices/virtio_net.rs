@@ -12,10 +12,11 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG;
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MAC;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use virtio_queue::{QueueOwnedT, QueueT};
+use vm_memory::GuestMemoryMmap;
 
 use super::DamagedState;
+use super::chain::{DriverFault, Segment, collect, gather, note_used_ring, scatter};
 use super::virtio_mmio::{Effect, MmioTransport, QUEUE_SIZE, TransportState};
 use crate::ft::vm::OutputKind;
 use crate::machine::memory::WrittenRanges;
@@ -51,22 +52,6 @@ pub struct NetCounters {
     pub driver_faults: u64,
 }
 
-/// The driver broke a rule of the specification, or named memory that is not RAM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct DriverFault;
-
-impl From<virtio_queue::Error> for DriverFault {
-    fn from(_: virtio_queue::Error) -> Self {
-        Self
-    }
-}
-
-impl From<vm_memory::GuestMemoryError> for DriverFault {
-    fn from(_: vm_memory::GuestMemoryError) -> Self {
-        Self
-    }
-}
-
 /// Whether a frame found its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Delivery {
@@ -85,13 +70,6 @@ pub struct VirtioNet {
     counters: NetCounters,
     /// Buffers of one chain; empty between calls.
     segments: Vec<Segment>,
-}
-
-/// A buffer of a chain.
-#[derive(Debug, Clone, Copy)]
-struct Segment {
-    address: u64,
-    length: u32,
 }
 
 /// Saved state of the device.
@@ -117,7 +95,7 @@ impl VirtioNet {
         let features =
             1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
         Self {
-            transport: MmioTransport::new(VIRTIO_ID_NET, features),
+            transport: MmioTransport::new(VIRTIO_ID_NET, features, 2),
             mac,
             backlog: VecDeque::new(),
             counters: NetCounters::default(),
@@ -395,93 +373,4 @@ impl VirtioNet {
 /// One more. A counter from a damaged saved state may stand at the end of its range.
 fn count(counter: &mut u64) {
     *counter = counter.wrapping_add(1);
-}
-
-/// Walks a chain into `segments` and returns its length in bytes. All its buffers must be the
-/// device's to write (`writable`), or none.
-fn collect(
-    chain: DescriptorChain<&GuestMemoryMmap>,
-    writable: bool,
-    segments: &mut Vec<Segment>,
-) -> Result<u64, DriverFault> {
-    segments.clear();
-    let mut bytes = 0;
-    // The iterator ends silently at a descriptor it cannot follow: then the last one it gave still
-    // names a successor. An indirect table may be longer than the queue, which 2.7.5.3.1 forbids.
-    let mut complete = false;
-    for descriptor in chain {
-        if descriptor.is_write_only() != writable || segments.len() == usize::from(QUEUE_SIZE) {
-            return Err(DriverFault);
-        }
-        bytes += u64::from(descriptor.len());
-        segments.push(Segment {
-            address: descriptor.addr().0,
-            length: descriptor.len(),
-        });
-        complete = !descriptor.has_next();
-    }
-    if complete {
-        Ok(bytes)
-    } else {
-        Err(DriverFault)
-    }
-}
-
-/// Copies what follows the first `skip` bytes of `segments` into `frame`. The caller has bounded
-/// their length.
-fn gather(
-    memory: &GuestMemoryMmap,
-    segments: &[Segment],
-    mut skip: usize,
-    frame: &mut Vec<u8>,
-) -> Result<(), DriverFault> {
-    for segment in segments {
-        let skipped = skip.min(segment.length as usize);
-        skip -= skipped;
-        let length = segment.length as usize - skipped;
-        if length == 0 {
-            continue;
-        }
-        let address = segment
-            .address
-            .checked_add(skipped as u64)
-            .ok_or(DriverFault)?;
-        let filled = frame.len();
-        frame.resize(filled + length, 0);
-        memory.read_slice(&mut frame[filled..], GuestAddress(address))?;
-    }
-    Ok(())
-}
-
-/// Copies `bytes` into `segments`, `skip` bytes from their start. The caller has checked the room.
-fn scatter(
-    memory: &GuestMemoryMmap,
-    segments: &[Segment],
-    mut skip: usize,
-    mut bytes: &[u8],
-    written: &mut WrittenRanges,
-) -> Result<(), DriverFault> {
-    for segment in segments {
-        let skipped = skip.min(segment.length as usize);
-        skip -= skipped;
-        let length = bytes.len().min(segment.length as usize - skipped);
-        if length == 0 {
-            continue;
-        }
-        let address = segment
-            .address
-            .checked_add(skipped as u64)
-            .ok_or(DriverFault)?;
-        let (now, later) = bytes.split_at(length);
-        // Noted first: a buffer that ends outside RAM is written in part.
-        written.add(address, length as u64);
-        memory.write_slice(now, GuestAddress(address))?;
-        bytes = later;
-    }
-    Ok(())
-}
-
-/// The device is about to write the used ring: flags, index, elements, `avail_event` (2.7.8).
-fn note_used_ring(queue: &Queue, written: &mut WrittenRanges) {
-    written.add(queue.used_ring(), 6 + 8 * u64::from(queue.size()));
 }

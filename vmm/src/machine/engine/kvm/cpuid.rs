@@ -2,12 +2,13 @@
 //! virtualization do not mask CPUID; [`super::capabilities`] finds out.
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
-use lockstep_cpu::CpuModel;
+use lockstep_cpu::{CpuModel, TSC_DEADLINE};
 
 /// Leaves that the model answers; all others answer zero.
-const LEAVES: [u32; 17] = [
+const LEAVES: [u32; 18] = [
     0,
     1,
+    6,
     7,
     0xd,
     0x4000_0000,
@@ -25,12 +26,22 @@ const LEAVES: [u32; 17] = [
     0x8000_000a,
 ];
 
+/// What the model answers, less the deadline mode of the local APIC's timer: its register is KVM's
+/// where it exists at all, and its counter the host's.
+fn answer(model: &CpuModel, leaf: u32) -> [u32; 4] {
+    let mut answer = model.cpuid(leaf, 0);
+    if leaf == 1 {
+        answer[2] &= !TSC_DEADLINE;
+    }
+    answer
+}
+
 /// The table for KVM_SET_CPUID2.
 pub fn table(model: &CpuModel) -> CpuId {
     let entries: Vec<kvm_cpuid_entry2> = LEAVES
         .iter()
         .map(|leaf| {
-            let [eax, ebx, ecx, edx] = model.cpuid(*leaf, 0);
+            let [eax, ebx, ecx, edx] = answer(model, *leaf);
             kvm_cpuid_entry2 {
                 function: *leaf,
                 eax,
@@ -41,7 +52,7 @@ pub fn table(model: &CpuModel) -> CpuId {
             }
         })
         .collect();
-    CpuId::from_entries(&entries).expect("17 entries are fewer than the 256 that KVM takes")
+    CpuId::from_entries(&entries).expect("18 entries are fewer than the 256 that KVM takes")
 }
 
 #[cfg(test)]
@@ -56,7 +67,7 @@ mod tests {
             .chain(0x4000_0000..0x4000_0020)
             .chain(0x8000_0000..0x8000_0020)
         {
-            let answer = model.cpuid(leaf, 0);
+            let answer = answer(&model, leaf);
             let entry = listed
                 .as_slice()
                 .iter()

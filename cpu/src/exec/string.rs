@@ -260,9 +260,10 @@ pub(crate) fn cmps<S: Int>(c: &mut Core, op: At) -> Flow {
 
 /// INS: the destination is checked before the port is read, since a port is read once.
 pub(crate) fn ins<S: Int>(c: &mut Core, op: At) -> Flow {
+    // Before the count is looked at: a repetition of none needs the right as well.
+    ok!(c, op, c.port_allowed(c.regs[2] as u16, S::BYTES as u16));
     repeat(c, op, |c, op, _| {
         let port = c.regs[2] as u16;
-        c.port_allowed(port, S::BYTES as u16)?;
         let to = linear(c, op, DI, ES, S::BYTES, true)?;
         let (_, place) = c.load_for_write::<S>(to, ES)?;
         let v = c.port_in::<S>(port);
@@ -273,9 +274,9 @@ pub(crate) fn ins<S: Int>(c: &mut Core, op: At) -> Flow {
 }
 
 pub(crate) fn outs<S: Int>(c: &mut Core, op: At) -> Flow {
+    ok!(c, op, c.port_allowed(c.regs[2] as u16, S::BYTES as u16));
     repeat(c, op, |c, op, _| {
         let port = c.regs[2] as u16;
-        c.port_allowed(port, S::BYTES as u16)?;
         let from = linear(c, op, SI, op.seg, S::BYTES, false)?;
         let v = c.load::<S>(from, op.seg)?;
         c.port_out::<S>(port, v);

@@ -3,7 +3,7 @@
 use lockstep_cpu::{Bus, Cpu, CpuModel, CpuState, DescriptorTable, MsrFault, RunExit, Segment};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::{CODE, DATA, DATA_PAGES, GS_BASE, Outcome, Registers};
+use crate::{CODE, CODE_PAGES, DATA, DATA_PAGES, FILL, GS_BASE, Outcome, Registers};
 
 const TABLES: u64 = 0x1000;
 const IDT: u64 = 0x6000;
@@ -50,6 +50,8 @@ pub struct Engine {
     memory: GuestMemoryMmap,
     cpu: Cpu,
     start: CpuState,
+    /// What the last case left in the code pages.
+    dirty: std::ops::Range<u64>,
 }
 
 impl Engine {
@@ -73,8 +75,8 @@ impl Engine {
             put(0x4000 + 8 * i, i << 12 | 3);
         }
         let entry = |linear: u64| 0x5000 + 8 * (linear >> 12 & 511);
-        for i in 0..2 {
-            put(entry(CODE + 4096 * i), (CODE_FRAME + 4096 * i) | 7);
+        for i in 0..CODE_PAGES {
+            put(entry(CODE + 4096 * i), (CODE_FRAME + 4096 * i) | 5);
         }
         for i in 0..DATA_PAGES {
             let writable = if i == DATA_PAGES - 1 { 0 } else { 2 };
@@ -85,7 +87,13 @@ impl Engine {
         }
         for vector in 0..256 {
             let handler = HANDLERS + 16 * vector;
-            put(IDT + 16 * vector, handler & 0xffff | 8 << 16 | 0xee00 << 32);
+            // User code may raise #BP and #OF by instruction, as under Linux.
+            let kind = if matches!(vector, 3 | 4) {
+                0xee00
+            } else {
+                0x8e00
+            };
+            put(IDT + 16 * vector, handler & 0xffff | 8 << 16 | kind << 32);
             put(IDT + 16 * vector + 8, HIGH >> 32);
         }
         memory
@@ -106,32 +114,63 @@ impl Engine {
             put(GDT + 8 * i as u64, d);
         }
         put(TSS + 4, HIGH + STACK);
+        // No I/O permission bitmap: it would start behind the limit.
+        put(TSS + 0x60, 0x68 << 48);
         let mut cpu = Cpu::new(memory.clone(), CpuModel::x86_64_v1());
+        memory
+            .write_slice(
+                &[FILL; (CODE_PAGES * 4096) as usize],
+                GuestAddress(CODE_FRAME),
+            )
+            .expect("inside RAM");
         let start = start_state();
         cpu.set_state(&start).expect("a legal state");
-        Engine { memory, cpu, start }
+        Engine {
+            memory,
+            cpu,
+            start,
+            dirty: 0..0,
+        }
     }
 
-    /// Runs a case; `memory` is what the data pages hold before and after.
-    pub fn run(&mut self, code: &[u8], registers: &Registers, memory: &mut [u8]) -> Outcome {
-        let mut page = vec![0xcc; 8192];
-        page[..code.len()].copy_from_slice(code);
+    /// Fills the data pages.
+    pub fn fill(&mut self, data: &[u8]) {
         self.memory
-            .write_slice(&page, GuestAddress(CODE_FRAME))
+            .write_slice(data, GuestAddress(DATA_FRAME))
             .expect("inside RAM");
+    }
+
+    /// Reads the data pages.
+    pub fn read(&self, data: &mut [u8]) {
         self.memory
-            .write_slice(memory, GuestAddress(DATA_FRAME))
+            .read_slice(data, GuestAddress(DATA_FRAME))
             .expect("inside RAM");
-        self.cpu.memory_written(CODE_FRAME, 8192);
-        let mut state = self.start.clone();
-        state.gpr = registers.gpr;
-        state.rflags = registers.rflags;
-        state.fxsave.copy_from_slice(&registers.fx);
-        self.cpu.set_state(&state).expect("a legal state");
+    }
+
+    fn write_code(&mut self, at: u64, bytes: &[u8]) {
+        self.memory
+            .write_slice(bytes, GuestAddress(CODE_FRAME + at))
+            .expect("inside RAM");
+        self.cpu.memory_written(CODE_FRAME + at, bytes.len() as u64);
+    }
+
+    /// Runs a case.
+    pub fn run(&mut self, start: u64, code: &[u8], registers: &Registers) -> Outcome {
+        let at = start - CODE;
+        let length = (code.len() as u64).min(CODE_PAGES * 4096 - at);
+        let fill = [FILL; 64];
+        self.write_code(
+            self.dirty.start,
+            &fill[..(self.dirty.end - self.dirty.start) as usize],
+        );
+        self.write_code(at, &code[..length as usize]);
+        self.dirty = at..at + length;
+        self.start.rip = start;
+        self.start.gpr = registers.gpr;
+        self.start.rflags = registers.rflags;
+        self.start.fxsave.copy_from_slice(&registers.fx);
+        self.cpu.set_state(&self.start).expect("a legal state");
         let exit = self.cpu.run(1_000_000, &mut Nothing);
-        self.memory
-            .read_slice(memory, GuestAddress(DATA_FRAME))
-            .expect("inside RAM");
         let state = self.cpu.state();
         let mut out = Outcome {
             retired: self.cpu.retired(),
@@ -172,13 +211,15 @@ fn start_state() -> CpuState {
         attributes,
     };
     let data = segment(0x2b, 0xc0f3);
-    let mut gs = data;
+    // As Linux starts a process: null selectors but for CS and SS.
+    let null = segment(0, 0x1_c0f3);
+    let mut gs = null;
     gs.base = GS_BASE;
     CpuState {
         gpr: [0; 16],
         rip: CODE,
         rflags: 0x202,
-        segments: [data, segment(0x33, 0xa0fb), data, data, data, gs],
+        segments: [null, segment(0x33, 0xa0fb), data, null, null, gs],
         ldtr: Segment {
             attributes: 0x1_0000,
             ..Segment::default()

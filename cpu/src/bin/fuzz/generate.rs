@@ -1,166 +1,59 @@
-//! Random cases from a seed.
+//! Random cases from a seed: case `i` of seed `s` is always the same.
 
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register};
+
 use lockstep_cpu::opcodes::{Support, support};
 
-use crate::{CODE, DATA, DATA_PAGES, GS_BASE, Registers};
+use crate::opcodes::{OPTIONS, Opcodes};
+use crate::random::Random;
+use crate::{CODE, CODE_PAGES, DATA, DATA_PAGES, GS_BASE, Registers};
 
-/// splitmix64.
-pub struct Random(pub u64);
+/// Contents of the data pages that a case starts from.
+pub struct Pools([Vec<u8>; 4]);
 
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+impl Pools {
+    /// Doubles, singles, 80-bit floats and anything, of a seed.
+    pub fn new(seed: u64) -> Pools {
+        let mut random = Random(!seed);
+        let bytes = (DATA_PAGES * 4096) as usize;
+        Pools(std::array::from_fn(|style| {
+            let mut pool = Vec::with_capacity(bytes + 16);
+            while pool.len() < bytes {
+                match style {
+                    0 => pool.extend(random.float(true).to_le_bytes()),
+                    1 => pool.extend(random.float(false).to_le_bytes()),
+                    2 => {
+                        pool.extend(random.extended());
+                        pool.extend([0; 6]);
+                    }
+                    _ => pool.extend(random.value().to_le_bytes()),
+                }
+            }
+            pool.truncate(bytes);
+            pool
+        }))
     }
 
-    pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    fn chance(&mut self, one_in: u64) -> bool {
-        self.below(one_in) == 0
-    }
-
-    /// A number that is often at an edge.
-    pub fn value(&mut self) -> u64 {
-        let v = match self.below(8) {
-            0 => [
-                0,
-                1,
-                2,
-                0x7f,
-                0x80,
-                0xff,
-                0x7fff,
-                0x8000,
-                0xffff,
-                0x7fff_ffff,
-                0x8000_0000,
-                0xffff_ffff,
-                i64::MAX as u64,
-                i64::MIN as u64,
-                u64::MAX,
-            ][self.below(15) as usize],
-            1 => self.below(256),
-            2 => 1 << self.below(64),
-            3 => self.next() as i32 as i64 as u64,
-            _ => self.next(),
-        };
-        if self.chance(4) {
-            v.wrapping_sub(self.below(4))
-        } else {
-            v
-        }
+    /// The pool of a case.
+    pub fn of(&self, case: &Case) -> &[u8] {
+        &self.0[case.pool]
     }
 }
 
 /// One case.
 pub struct Case {
+    /// Address of the first instruction.
+    pub start: u64,
     pub code: Vec<u8>,
     pub instructions: Vec<Instruction>,
     pub registers: Registers,
-    pub memory: Vec<u8>,
-}
-
-/// The options that the CPU decodes with; the fuzzer must see the same instructions.
-const OPTIONS: u32 =
-    DecoderOptions::NO_MPFX_0FBC | DecoderOptions::NO_MPFX_0FBD | DecoderOptions::NO_LAHF_SAHF_64;
-
-/// Whether host and engine must agree about an instruction of user code.
-fn wanted(ins: &Instruction) -> bool {
-    if support(ins.mnemonic()) != Support::Exact {
-        return false;
-    }
-    // The thread's own FS, and segment registers, belong to the C library.
-    let uses_fs = ins.segment_prefix() == Register::FS;
-    let segments = (0..ins.op_count()).any(|i| {
-        ins.op_kind(i) == OpKind::Register
-            && (ins.op_register(i).is_segment_register()
-                || ins.op_register(i).is_cr()
-                || ins.op_register(i).is_dr()
-                || ins.op_register(i).is_tr())
-    });
-    let far = (0..ins.op_count())
-        .any(|i| matches!(ins.op_kind(i), OpKind::FarBranch16 | OpKind::FarBranch32));
-    // The host has BMI and the like: what its prefixes mean there, it does here not.
-    let prefixed_scan = matches!(ins.mnemonic(), Mnemonic::Bsf | Mnemonic::Bsr)
-        && (ins.has_rep_prefix() || ins.has_repne_prefix());
-    // Vendors differ about 16-bit branches in 64-bit code.
-    let short_branch = matches!(
-        ins.code(),
-        Code::Jmp_rel16
-            | Code::Call_rel16
-            | Code::Jmp_m1616
-            | Code::Jmp_m1632
-            | Code::Jmp_m1664
-            | Code::Call_m1616
-            | Code::Call_m1632
-            | Code::Call_m1664
-            | Code::Retnw
-            | Code::Retnw_imm16
-            | Code::Jmp_rm16
-            | Code::Call_rm16
-            | Code::Pextrw_r32m16_xmm_imm8
-            | Code::Pextrw_r64m16_xmm_imm8
-    );
-    // A branch back into the case might never end.
-    let back = ins.op_count() == 1
-        && matches!(ins.op_kind(0), OpKind::NearBranch64)
-        && (CODE - 16..CODE + 32).contains(&ins.near_branch_target());
-    !(back || uses_fs || segments || far || prefixed_scan || short_branch)
-}
-
-/// One random instruction at `ip`.
-fn instruction(random: &mut Random, ip: u64) -> (Vec<u8>, Instruction) {
-    loop {
-        let mut bytes = Vec::new();
-        if random.chance(6) {
-            bytes.push(0x66);
-        }
-        if random.chance(20) {
-            bytes.push(0x67);
-        }
-        if random.chance(20) {
-            bytes.push(0x65);
-        }
-        if random.chance(30) {
-            bytes.push(0xf0);
-        }
-        match random.below(8) {
-            0 => bytes.push(0xf2),
-            1 => bytes.push(0xf3),
-            _ => {}
-        }
-        if random.chance(2) {
-            bytes.push(0x40 | random.below(16) as u8);
-        }
-        match random.below(5) {
-            0 | 1 => bytes.push(random.next() as u8),
-            2 => bytes.push(0xd8 + random.below(8) as u8),
-            _ => bytes.extend([0x0f, random.next() as u8]),
-        }
-        bytes.push(random.next() as u8);
-        for _ in 0..12 {
-            bytes.push(if random.chance(3) {
-                random.below(8) as u8
-            } else {
-                random.next() as u8
-            });
-        }
-        let ins = Decoder::with_ip(64, &bytes, ip, OPTIONS).decode();
-        if !ins.is_invalid() && wanted(&ins) {
-            bytes.truncate(ins.len());
-            return (bytes, ins);
-        }
-    }
+    /// Which of the [`Pools`] the data pages hold, but for the patches: offsets and bytes.
+    pub pool: usize,
+    pub patches: Vec<(usize, Vec<u8>)>,
 }
 
 /// An address in or about the data pages.
-fn place(random: &mut Random, aligned: bool) -> u64 {
+fn place(random: &mut Random, align: u64) -> u64 {
     let end = DATA + DATA_PAGES * 4096;
     let at = match random.below(12) {
         // At page ends, also where nothing or nothing writable follows.
@@ -169,11 +62,19 @@ fn place(random: &mut Random, aligned: bool) -> u64 {
         2 if random.chance(3) => end - random.below(20),
         3 if random.chance(3) => end - random.below(4096),
         4 if random.chance(4) => end + random.below(4096),
-        5 if random.chance(8) => random.next(),
+        5 if random.chance(4) => match random.below(4) {
+            // About the ends of what is canonical.
+            0 => (1 << 47) - random.below(16),
+            1 => 0u64.wrapping_sub(random.below(16)),
+            2 => (0xffff_8000 << 32) - random.below(16),
+            _ => random.next(),
+        },
+        // Code, where no case starts, so that none can jump to itself.
+        6 if random.chance(20) => CODE + 512 + random.below(2048),
         _ => DATA + random.below(2 * 4096 - 64),
     };
-    if aligned || random.chance(2) {
-        at & !15
+    if align > 1 || random.chance(2) {
+        at & !(align.max(16) - 1)
     } else {
         at
     }
@@ -186,7 +87,16 @@ fn gpr_index(register: Register) -> Option<usize> {
         .filter(|&i| i < 16)
 }
 
-/// Points the memory operand of `ins` to `target`, by its base or index or displacement.
+/// An index or base register's value as it takes part in the address.
+fn width(register: Register, value: u64) -> u64 {
+    match register.size() {
+        1 => value & 0xff,
+        4 => value & 0xffff_ffff,
+        _ => value,
+    }
+}
+
+/// Points the memory operand of `ins` to somewhere of interest, by its base or index or displacement.
 fn aim(random: &mut Random, ins: &Instruction, code: &mut [u8], registers: &mut Registers) {
     let implicit = (0..ins.op_count()).any(|i| {
         matches!(
@@ -203,18 +113,24 @@ fn aim(random: &mut Random, ins: &Instruction, code: &mut [u8], registers: &mut 
         )
     });
     if implicit {
-        registers.gpr[6] = place(random, false);
-        registers.gpr[7] = place(random, false);
+        registers.gpr[6] = place(random, 1);
+        registers.gpr[7] = place(random, 1);
         if ins.has_rep_prefix() || ins.has_repne_prefix() {
-            registers.gpr[1] = registers.gpr[1] & !0xffff_ffff | random.below(40);
+            let count = if random.chance(40) {
+                random.below(5000)
+            } else {
+                random.below(40)
+            };
+            registers.gpr[1] = registers.gpr[1] & !0xffff_ffff | count;
             if ins.memory_segment() == Register::GS || random.chance(2) {
-                registers.gpr[1] = random.below(40);
+                registers.gpr[1] = count;
             }
         }
     }
     if ins.is_stack_instruction() || matches!(ins.mnemonic(), Mnemonic::Leave | Mnemonic::Enter) {
-        registers.gpr[4] = place(random, false) & !7;
-        registers.gpr[5] = place(random, false) & !7;
+        let align = if random.chance(4) { 1 } else { 8 };
+        registers.gpr[4] = place(random, 1) & !(align - 1);
+        registers.gpr[5] = place(random, 1) & !(align - 1);
     }
     if !(0..ins.op_count()).any(|i| ins.op_kind(i) == OpKind::Memory) {
         return;
@@ -232,28 +148,31 @@ fn aim(random: &mut Random, ins: &Instruction, code: &mut [u8], registers: &mut 
                 0xffff_ffff
             };
     }
-    let aligned = ins.memory_size().size() == 16 && !random.chance(4);
-    let mut target = place(random, aligned);
+    let aligned = matches!(ins.memory_size().size(), 16 | 512) && !random.chance(6);
+    let mut target = place(random, if aligned { 16 } else { 1 });
     if ins.memory_segment() == Register::GS {
         target = target.wrapping_sub(GS_BASE);
     }
     let (base, index) = (ins.memory_base(), ins.memory_index());
     let displacement = ins.memory_displacement64();
     if ins.is_ip_rel_memory_operand() || (base == Register::None && index == Register::None) {
-        if ins.memory_displ_size() == 8 {
+        if ins.memory_displ_size() == 8 && !ins.is_ip_rel_memory_operand() {
+            let offset = (1..=code.len().saturating_sub(8))
+                .find(|&i| code[i..i + 8] == displacement.to_le_bytes());
+            if let Some(at) = offset {
+                code[at..at + 8].copy_from_slice(&target.to_le_bytes());
+            }
             return;
         }
         // The displacement is the last but the immediate: find it by value.
-        let raw = if ins.is_ip_rel_memory_operand() {
-            displacement.wrapping_sub(ins.next_ip()) as u32
-        } else {
-            displacement as u32
+        let relative = |address: u64| {
+            if ins.is_ip_rel_memory_operand() {
+                address.wrapping_sub(ins.next_ip()) as u32
+            } else {
+                address as u32
+            }
         };
-        let wanted = if ins.is_ip_rel_memory_operand() {
-            target.wrapping_sub(ins.next_ip()) as u32
-        } else {
-            target as u32
-        };
+        let (raw, wanted) = (relative(displacement), relative(target));
         if let Some(at) = code.windows(4).position(|w| w == raw.to_le_bytes()) {
             code[at..at + 4].copy_from_slice(&wanted.to_le_bytes());
         }
@@ -265,11 +184,7 @@ fn aim(random: &mut Random, ins: &Instruction, code: &mut [u8], registers: &mut 
             if random.chance(2) {
                 registers.gpr[i] = random.below(64);
             }
-            let wide = if index.size() == 4 {
-                registers.gpr[i] & 0xffff_ffff
-            } else {
-                registers.gpr[i]
-            };
+            let wide = width(index, registers.gpr[i]);
             registers.gpr[b] = target
                 .wrapping_sub(displacement)
                 .wrapping_sub(wide.wrapping_mul(scale));
@@ -279,59 +194,13 @@ fn aim(random: &mut Random, ins: &Instruction, code: &mut [u8], registers: &mut 
         (None, Some(i)) => registers.gpr[i] = target.wrapping_sub(displacement) / scale,
         (None, None) => {}
     }
-}
-
-/// A float of interest, as the bytes of an operand.
-fn float(random: &mut Random, wide: bool) -> u64 {
-    let fraction = if random.chance(2) {
-        random.next()
-    } else {
-        random.value() << random.below(40)
-    };
-    if wide {
-        let exponent = match random.below(8) {
-            0 => 0,
-            1 => 0x7ff,
-            2 => random.below(0x800),
-            _ => 0x3ff - 40 + random.below(80),
-        };
-        (random.next() & 1) << 63 | exponent << 52 | fraction & ((1 << 52) - 1)
-    } else {
-        let mut lane = || {
-            let exponent = match random.below(8) {
-                0 => 0,
-                1 => 0xff,
-                2 => random.below(0x100),
-                _ => 0x7f - 30 + random.below(60),
-            };
-            (random.next() & 1) << 31 | exponent << 23 | random.next() & 0x7f_ffff
-        };
-        lane() | lane() << 32
+    // 32-bit addresses ignore what stands above.
+    if base.size() == 4
+        && random.chance(2)
+        && let Some(b) = gpr_index(base)
+    {
+        registers.gpr[b] |= random.next() << 32;
     }
-}
-
-fn extended(random: &mut Random) -> [u8; 10] {
-    let mut bytes = [0; 10];
-    let exponent: u16 = match random.below(10) {
-        0 => 0,
-        1 => 0x7fff,
-        2 => random.next() as u16 & 0x7fff,
-        _ => (0x3fff - 70 + random.below(140)) as u16,
-    };
-    let mut mantissa = if random.chance(2) {
-        random.next()
-    } else {
-        random.value()
-    };
-    if exponent != 0 && !random.chance(12) {
-        mantissa |= 1 << 63;
-    }
-    if exponent == 0 && !random.chance(12) {
-        mantissa &= !(1 << 63);
-    }
-    bytes[..8].copy_from_slice(&mantissa.to_le_bytes());
-    bytes[8..].copy_from_slice(&(exponent | (random.next() as u16 & 0x8000)).to_le_bytes());
-    bytes
 }
 
 fn registers(random: &mut Random) -> Registers {
@@ -354,7 +223,7 @@ fn registers(random: &mut Random) -> Registers {
     } else {
         0
     };
-    status |= if random.chance(4) {
+    status |= if random.chance(8) {
         flags
     } else {
         flags & (control | 0x40)
@@ -364,28 +233,31 @@ fn registers(random: &mut Random) -> Registers {
     }
     r.fx[0..2].copy_from_slice(&control.to_le_bytes());
     r.fx[2..4].copy_from_slice(&status.to_le_bytes());
-    r.fx[4] = if random.chance(3) {
-        random.next() as u8
-    } else {
-        0xff
+    r.fx[4] = match random.below(6) {
+        0 | 1 => random.next() as u8,
+        // The upper half of the stack is in use: there is room to push.
+        2 => 0xff << ((status >> 11) & 7),
+        _ => 0xff,
     };
     let mask = if random.chance(4) {
         random.next() as u32 & 0x1f80
     } else {
         0x1f80
     };
-    let mxcsr = mask | random.next() as u32 & if random.chance(4) { 0xe07f } else { 0x603f };
+    let mxcsr = mask | random.next() as u32 & if random.chance(3) { 0xe07f } else { 0x603f };
     r.fx[24..28].copy_from_slice(&mxcsr.to_le_bytes());
     r.fx[28..32].copy_from_slice(&0xffff_u32.to_le_bytes());
     for i in 0..8 {
-        r.fx[32 + 16 * i..42 + 16 * i].copy_from_slice(&extended(random));
+        r.fx[32 + 16 * i..42 + 16 * i].copy_from_slice(&random.extended());
     }
     for i in 0..16 {
+        let style = random.below(4);
         for half in 0..2 {
-            let v = match random.below(3) {
+            let v = match style {
                 0 => random.value(),
-                1 => float(random, true),
-                _ => float(random, false),
+                1 => random.float(true),
+                2 => random.float(false),
+                _ => random.next(),
             };
             r.fx[160 + 16 * i + 8 * half..][..8].copy_from_slice(&v.to_le_bytes());
         }
@@ -402,94 +274,141 @@ pub fn shifts(ins: &Instruction) -> bool {
     )
 }
 
-/// Case number `index` of a seed.
-pub fn case(seed: u64, index: u64) -> Case {
-    let mut random = Random(seed ^ index.wrapping_mul(0xd134_2543_de82_ef95));
-    random.next();
-    let mut registers = registers(&mut random);
-    let mut memory = vec![0; (DATA_PAGES * 4096) as usize];
-    let style = random.below(4);
-    for chunk in memory.chunks_exact_mut(8) {
-        let v = match style {
-            0 => float(&mut random, true),
-            1 => float(&mut random, false),
-            _ => random.next(),
-        };
-        chunk.copy_from_slice(&v.to_le_bytes());
-    }
-    let mut code = Vec::new();
-    let mut instructions = Vec::new();
-    let wanted = if random.chance(4) { 2 } else { 1 };
-    while instructions.len() < wanted {
-        let (mut bytes, ins) = instruction(&mut random, CODE + code.len() as u64);
-        if instructions.is_empty()
-            && wanted == 2
-            && (ins.rflags_undefined() != 0
-                || shifts(&ins)
-                || ins.flow_control() != iced_x86::FlowControl::Next)
-        {
-            continue;
-        }
-        aim(&mut random, &ins, &mut bytes, &mut registers);
-        let ip = CODE + code.len() as u64;
-        instructions.push(Decoder::with_ip(64, &bytes, ip, OPTIONS).decode());
-        code.extend(bytes);
-    }
-    for ins in &instructions {
-        furnish(&mut random, ins, &mut registers, &mut memory);
-    }
-    Case {
-        code,
-        instructions,
-        registers,
-        memory,
+/// Where a case's code starts: mostly at the page's start, else so that it straddles the next page, or
+/// runs against the end of what is mapped.
+fn start(random: &mut Random) -> u64 {
+    match random.below(24) {
+        0 => CODE + 4096 - 1 - random.below(12),
+        1 => CODE + CODE_PAGES * 4096 - 1 - random.below(12),
+        2 => CODE + random.below(64),
+        _ => CODE,
     }
 }
 
-/// Gives operands that are rarely legal by chance a legal value.
-fn furnish(random: &mut Random, ins: &Instruction, registers: &mut Registers, memory: &mut [u8]) {
-    if random.chance(3) {
+/// Case number `index` of a seed.
+pub fn case(opcodes: &Opcodes, seed: u64, index: u64) -> Case {
+    let mut random = Random(seed ^ index.wrapping_mul(0xd134_2543_de82_ef95));
+    random.next();
+    let mut case = Case {
+        start: start(&mut random),
+        code: Vec::with_capacity(32),
+        instructions: Vec::with_capacity(2),
+        registers: registers(&mut random),
+        pool: random.below(4) as usize,
+        patches: Vec::new(),
+    };
+    let wanted = if random.chance(4) { 2 } else { 1 };
+    let mut bytes = Vec::with_capacity(24);
+    while case.instructions.len() < wanted {
+        let ip = case.start + case.code.len() as u64;
+        let ins = opcodes.instruction(&mut random, ip, &mut bytes);
+        // A branch back into the case might never end.
+        let back = ins.op_count() == 1
+            && matches!(ins.op_kind(0), OpKind::NearBranch64)
+            && (case.start - 16..case.start + 32).contains(&ins.near_branch_target());
+        let leads = case.instructions.is_empty() && wanted == 2;
+        if back
+            || leads
+                && (ins.rflags_undefined() != 0
+                    || shifts(&ins)
+                    || support(ins.mnemonic()) == Support::ByRule
+                    || ins.flow_control() != FlowControl::Next)
+        {
+            continue;
+        }
+        aim(&mut random, &ins, &mut bytes, &mut case.registers);
+        let ins = Decoder::with_ip(64, &bytes, ip, OPTIONS).decode();
+        case.instructions.push(ins);
+        case.code.extend(&bytes);
+    }
+    for i in 0..case.instructions.len() {
+        let ins = case.instructions[i];
+        furnish(&mut random, &ins, &mut case);
+    }
+    case
+}
+
+/// Offset in the data pages of the memory operand, where it lies there.
+pub fn operand(ins: &Instruction, registers: &Registers) -> Option<usize> {
+    let register = |r: Register, _: usize, _: usize| match r {
+        Register::GS => Some(GS_BASE),
+        r if r.is_segment_register() => Some(0),
+        r => Some(width(r, registers.gpr[gpr_index(r)?])),
+    };
+    let operand = (0..ins.op_count()).find(|&i| ins.op_kind(i) == OpKind::Memory)?;
+    let at = ins.virtual_address(operand, 0, register)?;
+    inside(at)
+}
+
+fn inside(at: u64) -> Option<usize> {
+    let offset = at.wrapping_sub(DATA);
+    (offset < DATA_PAGES * 4096 - 8).then_some(offset as usize)
+}
+
+/// Gives operands that are rarely legal, or rarely lead on, by chance a value that does.
+fn furnish(random: &mut Random, ins: &Instruction, case: &mut Case) {
+    use Mnemonic::*;
+    // POPF of a random value would single-step, or check alignment, in the middle of the handler.
+    if ins.mnemonic() == Popfq || ins.mnemonic() == Popf {
+        let value = random.next() & 0x200cd5;
+        if let Some(offset) = inside(case.registers.gpr[4]) {
+            case.patches.push((offset, value.to_le_bytes().to_vec()));
+        }
         return;
     }
-    let landing = CODE + 64 + random.below(4000);
-    let value = match ins.mnemonic() {
-        Mnemonic::Ret | Mnemonic::Jmp | Mnemonic::Call => landing,
-        Mnemonic::Ldmxcsr => random.next() & 0xffff,
+    if random.chance(4) {
+        return;
+    }
+    let mut landing = CODE + random.below(4096);
+    if (case.start - 16..case.start + 48).contains(&landing) {
+        landing = CODE + 256;
+    }
+    let accumulator = case.registers.gpr[0];
+    let (value, bytes) = match ins.mnemonic() {
+        Ret | Jmp | Call => (landing, 8),
+        Ldmxcsr => (random.next() & 0xffff, 4),
+        Cmpxchg => (accumulator, ins.memory_size().size().max(1)),
+        Cmpxchg8b => (accumulator & 0xffff_ffff | case.registers.gpr[2] << 32, 8),
+        // A quotient that fits.
+        Div => {
+            case.registers.gpr[2] = random.below(4);
+            return;
+        }
+        Idiv => {
+            let negative = random.chance(2);
+            case.registers.gpr[2] = if negative { u64::MAX } else { 0 };
+            if random.chance(2) {
+                case.registers.gpr[0] = random.next() as i32 as i64 as u64;
+            }
+            return;
+        }
+        // MXCSR, and the reserved fields' room.
+        Fxrstor | Fxrstor64 => {
+            if let Some(offset) = operand(ins, &case.registers)
+                && offset + 32 < (DATA_PAGES * 4096) as usize
+            {
+                let mxcsr = random.next() as u32 & 0xffff;
+                case.patches
+                    .push((offset + 24, mxcsr.to_le_bytes().to_vec()));
+            }
+            return;
+        }
         _ => return,
     };
-    let at = if ins.mnemonic() == Mnemonic::Ret {
-        registers.gpr[4]
+    let offset = if ins.mnemonic() == Ret {
+        inside(case.registers.gpr[4])
     } else if ins.op0_kind() == OpKind::Register {
-        if let Some(i) = gpr_index(ins.op0_register()) {
-            registers.gpr[i] = value;
+        if matches!(ins.mnemonic(), Jmp | Call)
+            && let Some(i) = gpr_index(ins.op0_register())
+        {
+            case.registers.gpr[i] = value;
         }
-        return;
-    } else if ins.op0_kind() == OpKind::Memory {
-        let register = |r: Register, _: usize, _: usize| match r {
-            Register::GS => Some(GS_BASE),
-            r if r.is_segment_register() => Some(0),
-            r => {
-                let v = registers.gpr[gpr_index(r)?];
-                Some(if r.size() == 4 { v & 0xffff_ffff } else { v })
-            }
-        };
-        match ins.virtual_address(0, 0, register) {
-            Some(at) => at,
-            None => return,
-        }
+        None
     } else {
-        return;
+        operand(ins, &case.registers)
     };
-    let offset = at.wrapping_sub(DATA) as usize;
-    if let Some(bytes) = offset
-        .checked_add(8)
-        .and_then(|end| memory.get_mut(offset..end))
-    {
-        let n = if ins.mnemonic() == Mnemonic::Ldmxcsr {
-            4
-        } else {
-            8
-        };
-        bytes[..n].copy_from_slice(&value.to_le_bytes()[..n]);
+    if let Some(offset) = offset {
+        case.patches
+            .push((offset, value.to_le_bytes()[..bytes].to_vec()));
     }
 }

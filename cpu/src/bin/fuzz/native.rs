@@ -1,17 +1,19 @@
 //! Runs a case on the host's own CPU.
 //!
-//! The case is entered and left through signals: the handler of the first replaces the interrupted
-//! context by the case's, and the kernel's return from it loads every register at once; whatever ends
-//! the case (the INT3 behind it, or a fault) is a signal whose handler takes the registers out and puts
-//! the original context back.
+//! A routine loads every register from the case and jumps to its first instruction. Whatever ends the
+//! case (the INT3 behind it, or a fault) is a signal, whose handler takes the registers out of the
+//! interrupted context and sends it back behind the jump. One signal a case: no process of its own, no
+//! system call. The case's pages are mapped twice, so that they are filled through one mapping while
+//! the case sees them through the other, with its own rights.
 
+use std::arch::asm;
 use std::cell::UnsafeCell;
+use std::mem::offset_of;
 use std::ptr;
 
-use crate::{CODE, DATA, DATA_PAGES, Outcome, Registers};
+use crate::{CODE, CODE_PAGES, DATA, DATA_PAGES, Outcome, Registers};
 
-const SIGNALS: [i32; 6] = [
-    libc::SIGUSR1,
+const SIGNALS: [i32; 5] = [
     libc::SIGSEGV,
     libc::SIGBUS,
     libc::SIGFPE,
@@ -38,12 +40,21 @@ const GPRS: [i32; 16] = [
     libc::REG_R15,
 ];
 
+/// The C library's rounding and masks, as a Rust program expects them.
+const DEFAULT_CONTROL: u16 = 0x37f;
+const DEFAULT_MXCSR: u32 = 0x1f80;
+
+#[repr(C, align(64))]
 struct Shared {
+    /// FXRSTOR's, so at an offset and an address that are multiples of 16.
+    fx: [u8; 512],
+    gpr: [u64; 16],
+    rflags: u64,
+    /// Where `enter` goes on, and its stack.
+    resume: u64,
+    stack: u64,
     running: bool,
-    input: Registers,
     outcome: Outcome,
-    saved: [i64; 23],
-    saved_fx: [u8; 512],
 }
 
 struct Cell(UnsafeCell<Option<Box<Shared>>>);
@@ -53,47 +64,87 @@ unsafe impl Sync for Cell {}
 
 static SHARED: Cell = Cell(UnsafeCell::new(None));
 
+/// Where the case starts: jumped to when no register is free to hold it.
+static mut TARGET: u64 = 0;
+
 /// The host's CPU with the case's memory mapped.
 pub struct Native {
-    /// Not Send.
-    _only: std::marker::PhantomData<*mut ()>,
+    code: *mut u8,
+    data: *mut u8,
+    /// What the last case left in the code pages.
+    dirty: std::ops::Range<usize>,
+}
+
+/// Runs what `shared` holds. Comes back by way of the handler.
+///
+/// # Safety
+/// The handlers are set, `TARGET` is the address of mapped code whose every way out is a signal, and
+/// that code touches no memory of this program.
+unsafe fn enter(shared: *mut Shared) {
+    // SAFETY: the registers that a Rust function must keep are pushed or declared as clobbered; the
+    // handler brings back the stack pointer, default control words and flags.
+    unsafe {
+        asm!(
+            "push rbx",
+            "push rbp",
+            "lea rax, [rip + 2f]",
+            "mov [rdi + {resume}], rax",
+            "mov [rdi + {stack}], rsp",
+            "fxrstor64 [rdi + {fx}]",
+            "push qword ptr [rdi + {rflags}]",
+            "popfq",
+            "mov rax, [rdi + {gpr}]",
+            "mov rcx, [rdi + {gpr} + 8]",
+            "mov rdx, [rdi + {gpr} + 16]",
+            "mov rbx, [rdi + {gpr} + 24]",
+            "mov rsp, [rdi + {gpr} + 32]",
+            "mov rbp, [rdi + {gpr} + 40]",
+            "mov rsi, [rdi + {gpr} + 48]",
+            "mov r8, [rdi + {gpr} + 64]",
+            "mov r9, [rdi + {gpr} + 72]",
+            "mov r10, [rdi + {gpr} + 80]",
+            "mov r11, [rdi + {gpr} + 88]",
+            "mov r12, [rdi + {gpr} + 96]",
+            "mov r13, [rdi + {gpr} + 104]",
+            "mov r14, [rdi + {gpr} + 112]",
+            "mov r15, [rdi + {gpr} + 120]",
+            "mov rdi, [rdi + {gpr} + 56]",
+            "jmp qword ptr [rip + {target}]",
+            "2:",
+            "pop rbp",
+            "pop rbx",
+            fx = const offset_of!(Shared, fx),
+            gpr = const offset_of!(Shared, gpr),
+            rflags = const offset_of!(Shared, rflags),
+            resume = const offset_of!(Shared, resume),
+            stack = const offset_of!(Shared, stack),
+            target = sym TARGET,
+            inout("rdi") shared => _,
+            out("r12") _, out("r13") _, out("r14") _, out("r15") _,
+            clobber_abi("sysv64"),
+        );
+    }
 }
 
 unsafe extern "C" fn handler(signal: i32, _info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid context; `SHARED` was filled before the handlers were set, and
-    // the code that the signal interrupted holds no reference into it (`run` drops its own before).
+    // `enter`, which the signal interrupted, holds no reference into it.
     let (context, shared) = unsafe {
         (
             &mut *context.cast::<libc::ucontext_t>(),
             (*SHARED.0.get()).as_mut(),
         )
     };
-    let Some(shared) = shared else { return };
+    let Some(shared) = shared.filter(|s| s.running) else {
+        // A fault of the program itself: let it end as it would have.
+        // SAFETY: always allowed.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        return;
+    };
+    shared.running = false;
     let gregs = &mut context.uc_mcontext.gregs;
     // SAFETY: on x86-64 the kernel always gives the FXSAVE image of 512 bytes there.
     let fx = unsafe { &mut *context.uc_mcontext.fpregs.cast::<[u8; 512]>() };
-    if signal == libc::SIGUSR1 {
-        shared.saved.copy_from_slice(gregs);
-        shared.saved_fx = *fx;
-        for (i, register) in GPRS.into_iter().enumerate() {
-            gregs[register as usize] = shared.input.gpr[i] as i64;
-        }
-        gregs[libc::REG_RIP as usize] = CODE as i64;
-        gregs[libc::REG_EFL as usize] = shared.input.rflags as i64;
-        // The last 96 bytes are the kernel's own (extended state).
-        fx[..416].copy_from_slice(&shared.input.fx[..416]);
-        shared.running = true;
-        return;
-    }
-    if !shared.running {
-        // A fault of the program itself.
-        // SAFETY: both are always allowed.
-        unsafe {
-            libc::signal(signal, libc::SIG_DFL);
-        }
-        return;
-    }
-    shared.running = false;
     let out = &mut shared.outcome;
     for (i, register) in GPRS.into_iter().enumerate() {
         out.registers.gpr[i] = gregs[register as usize] as u64;
@@ -104,30 +155,36 @@ unsafe extern "C" fn handler(signal: i32, _info: *mut libc::siginfo_t, context: 
     out.vector = gregs[libc::REG_TRAPNO as usize] as u8;
     out.error = gregs[libc::REG_ERR as usize] as u32;
     out.cr2 = gregs[libc::REG_CR2 as usize] as u64;
-    gregs.copy_from_slice(&shared.saved);
-    fx[..416].copy_from_slice(&shared.saved_fx[..416]);
+    gregs[libc::REG_RIP as usize] = shared.resume as i64;
+    gregs[libc::REG_RSP as usize] = shared.stack as i64;
+    gregs[libc::REG_EFL as usize] = 0x202;
+    // Control, status, tags; then MXCSR.
+    fx[..6].fill(0);
+    fx[..2].copy_from_slice(&DEFAULT_CONTROL.to_le_bytes());
+    fx[24..28].copy_from_slice(&DEFAULT_MXCSR.to_le_bytes());
 }
 
-/// Maps pages at an address that must be free.
-fn map(at: u64, pages: u64, protection: i32) {
-    // SAFETY: a new anonymous mapping which replaces nothing.
+/// Maps `pages` of `file` from page `from` on, at `at` (which must be free) or, if 0, anywhere.
+fn map(file: i32, from: u64, at: u64, pages: u64, protection: i32) -> *mut u8 {
+    let fixed = if at == 0 {
+        0
+    } else {
+        libc::MAP_FIXED_NOREPLACE
+    };
+    // SAFETY: a new mapping which replaces nothing.
     let got = unsafe {
         libc::mmap(
             at as *mut _,
             (pages * 4096) as usize,
             protection,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE,
-            -1,
-            0,
+            libc::MAP_SHARED | libc::MAP_POPULATE | fixed,
+            file,
+            (from * 4096) as i64,
         )
     };
-    assert_eq!(got as u64, at, "the address {at:#x} is taken");
-}
-
-fn protect(at: u64, protection: i32) {
-    // SAFETY: one of the pages mapped by `map`, to which no reference exists.
-    let done = unsafe { libc::mprotect(at as *mut _, 4096, protection) };
-    assert_eq!(done, 0, "mprotect of {at:#x}");
+    assert_ne!(got, libc::MAP_FAILED, "mmap of {pages} pages at {at:#x}");
+    assert!(at == 0 || got as u64 == at, "the address {at:#x} is taken");
+    got.cast()
 }
 
 impl Native {
@@ -137,11 +194,13 @@ impl Native {
         unsafe {
             assert!((*SHARED.0.get()).is_none(), "one per process");
             *SHARED.0.get() = Some(Box::new(Shared {
+                fx: [0; 512],
+                gpr: [0; 16],
+                rflags: 0,
+                resume: 0,
+                stack: 0,
                 running: false,
-                input: Registers::default(),
                 outcome: Outcome::default(),
-                saved: [0; 23],
-                saved_fx: [0; 512],
             }));
             let stack = libc::stack_t {
                 ss_sp: libc::malloc(1 << 16),
@@ -166,40 +225,66 @@ impl Native {
                 0
             );
         }
-        map(
-            CODE,
-            2,
-            libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC,
-        );
-        map(DATA, DATA_PAGES, libc::PROT_READ | libc::PROT_WRITE);
+        let pages = CODE_PAGES + DATA_PAGES;
+        // SAFETY: creates a file of its own.
+        let file = unsafe { libc::memfd_create(c"cases".as_ptr(), libc::MFD_CLOEXEC) };
+        assert!(file >= 0, "memfd_create");
+        // SAFETY: sizes that file.
+        assert_eq!(unsafe { libc::ftruncate(file, pages as i64 * 4096) }, 0);
+        let (read, write, execute) = (libc::PROT_READ, libc::PROT_WRITE, libc::PROT_EXEC);
+        map(file, 0, CODE, CODE_PAGES, read | execute);
+        map(file, CODE_PAGES, DATA, DATA_PAGES - 1, read | write);
+        let last = DATA_PAGES - 1;
+        map(file, CODE_PAGES + last, DATA + 4096 * last, 1, read);
+        let code = map(file, 0, 0, CODE_PAGES, read | write);
+        let data = map(file, CODE_PAGES, 0, DATA_PAGES, read | write);
+        // SAFETY: just mapped, of that size.
+        unsafe { code.write_bytes(crate::FILL, (CODE_PAGES * 4096) as usize) };
         Native {
-            _only: std::marker::PhantomData,
+            code,
+            data,
+            dirty: 0..0,
         }
     }
 
-    /// Runs a case; `memory` is what the data pages hold before and after.
-    pub fn run(&mut self, code: &[u8], registers: &Registers, memory: &mut [u8]) -> Outcome {
-        let read_only = DATA + (DATA_PAGES - 1) * 4096;
-        protect(read_only, libc::PROT_READ | libc::PROT_WRITE);
-        // SAFETY: the pages were mapped by `new` and are as long as the slices; nobody else uses them.
+    /// The data pages, to be filled before [`Native::run`] and read after it.
+    pub fn memory(&mut self) -> &mut [u8] {
+        // SAFETY: mapped for as long as the process lives; no case runs while the slice does.
+        unsafe { std::slice::from_raw_parts_mut(self.data, (DATA_PAGES * 4096) as usize) }
+    }
+
+    /// Runs a case.
+    pub fn run(&mut self, start: u64, code: &[u8], registers: &Registers) -> Outcome {
+        // SAFETY: `dirty` and the new range lie inside the code pages (`code` is cut at their end).
         unsafe {
-            let page = CODE as *mut u8;
-            page.write_bytes(0xcc, 8192);
-            page.copy_from_nonoverlapping(code.as_ptr(), code.len());
-            (DATA as *mut u8).copy_from_nonoverlapping(memory.as_ptr(), memory.len());
+            self.code
+                .add(self.dirty.start)
+                .write_bytes(crate::FILL, self.dirty.len());
+            let at = (start - CODE) as usize;
+            let length = code.len().min((CODE_PAGES * 4096) as usize - at);
+            self.code
+                .add(at)
+                .copy_from_nonoverlapping(code.as_ptr(), length);
+            self.dirty = at..at + length;
         }
-        protect(read_only, libc::PROT_READ);
-        // SAFETY: the handlers run only inside `raise`, when this reference is gone.
+        let shared: *mut Shared;
+        // SAFETY: the reference ends before the case runs; no handler runs before.
         unsafe {
-            let shared = (*SHARED.0.get()).as_mut().expect("set by new");
-            shared.input = registers.clone();
-            shared.outcome = Outcome::default();
+            let s = (*SHARED.0.get()).as_mut().expect("set by new");
+            s.fx = registers.fx;
+            s.gpr = registers.gpr;
+            s.rflags = registers.rflags;
+            s.outcome = Outcome::default();
+            s.running = true;
+            shared = &raw mut **s;
+            TARGET = start;
         }
-        // SAFETY: the handler is set.
-        unsafe { libc::raise(libc::SIGUSR1) };
-        // SAFETY: as above; the pages are readable.
+        // SAFETY: the code pages hold the case and INT3s. That it touches nothing of the program's is
+        // likely, not certain: a random 64-bit pointer that happens to hit a mapping of this process
+        // would change it, and end the run.
+        unsafe { enter(shared) };
+        // SAFETY: as above, after the case.
         unsafe {
-            (DATA as *const u8).copy_to_nonoverlapping(memory.as_mut_ptr(), memory.len());
             (*SHARED.0.get())
                 .as_ref()
                 .expect("set by new")

@@ -4,6 +4,7 @@ use crate::commands::bench::BenchArguments;
 use crate::commands::guest::GuestArguments;
 use crate::commands::machine::{MachineArguments, PairArguments};
 use crate::commands::replay::ReplayArguments;
+use crate::commands::snapshot::SnapshotArguments;
 use crate::commands::status::StatusArguments;
 use crate::commands::switch::SwitchArguments;
 use crate::commands::tune::TuneArguments;
@@ -26,7 +27,9 @@ pub struct Arguments {
 const PROFILE: &str = "profile";
 
 /// Commands that take every knob as an argument.
-const WITH_KNOBS: [&str; 6] = ["demo", "primary", "backup", "run", "bench", "tune"];
+const WITH_KNOBS: [&str; 7] = [
+    "demo", "primary", "backup", "run", "snapshot", "bench", "tune",
+];
 
 /// The command line, with the knobs, which come from a table of their own.
 #[must_use]
@@ -132,6 +135,8 @@ pub enum Command {
     Tune(TuneArguments),
     /// Execute a saved log again, and print the digest of the final state
     Replay(ReplayArguments),
+    /// Boot a machine by itself until it is ready, and save it for both sides to start from
+    Snapshot(SnapshotArguments),
     /// Ask a running process how it is
     Status(StatusArguments),
     /// Be a network for machines on a host without a tap

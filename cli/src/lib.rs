@@ -52,6 +52,7 @@ fn run(command: Command, turned: &Turned) -> Result<ExitCode, Box<dyn Error>> {
             ExitCode::SUCCESS
         }
         Command::Replay(arguments) => commands::replay::replay(&arguments)?,
+        Command::Snapshot(arguments) => commands::snapshot::snapshot(&arguments, &knobs)?,
         Command::Status(arguments) => {
             commands::status::status(&arguments)?;
             ExitCode::SUCCESS

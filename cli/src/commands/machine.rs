@@ -7,6 +7,7 @@ use lockstep_logchan::transport::connect::ConnectError;
 use lockstep_tuning::knobs::KnobError;
 use lockstep_vmm::host::arbiter_file::{ArbiterError, ArbiterFile};
 use lockstep_vmm::host::port::NetworkPort;
+use lockstep_vmm::host::snapshot_file::{SnapshotError, SnapshotFile};
 use lockstep_vmm::host::status_socket::{StatusError, StatusSocket};
 use lockstep_vmm::host::switch::{SwitchError, SwitchPort};
 use lockstep_vmm::host::tap::{Tap, TapError};
@@ -29,6 +30,9 @@ pub struct MachineArguments {
     /// The VM configuration file
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
+    /// Start from this snapshot (`lockstep snapshot`) of this machine instead of booting
+    #[arg(long, value_name = "FILE")]
+    pub from_snapshot: Option<PathBuf>,
     /// Serve the process's status at this Unix socket, for `lockstep status`
     #[arg(long, value_name = "PATH")]
     pub status: Option<PathBuf>,
@@ -112,6 +116,9 @@ pub enum MachineError {
         /// What the system said.
         source: io::Error,
     },
+    /// The snapshot that it is to start from.
+    #[error("--from-snapshot: {0}")]
+    Snapshot(#[from] SnapshotError),
     /// A knob.
     #[error(transparent)]
     Knob(#[from] KnobError),
@@ -130,6 +137,15 @@ pub struct Prepared {
     pub status: Option<StatusSocket>,
 }
 
+/// Whether the machine's interface is connected to anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    /// To what the file says.
+    Plugged,
+    /// To nothing.
+    Unplugged,
+}
+
 /// Reads everything that the file names, opens the network and the console, starts to listen to
 /// signals and to serve the status. Call it before the process has other threads.
 ///
@@ -139,12 +155,13 @@ pub fn prepare(
     file: &VmFile,
     settings: Settings,
     arguments: &MachineArguments,
+    network: Network,
 ) -> Result<Prepared, MachineError> {
     let control = Control::new().map_err(host("making the doorbell"))?;
     let stop = control.clone();
     crate::signals::on_end(move || stop.stop()).map_err(host("listening to signals"))?;
 
-    let vm = vm_spec(file)?;
+    let vm = vm_spec(file, arguments.from_snapshot.as_deref())?;
     let status = Arc::new(Status::default());
     let served = match &arguments.status {
         Some(path) => {
@@ -155,7 +172,11 @@ pub fn prepare(
         }
         None => None,
     };
-    let world = World::new(port(file)?, console(arguments)?);
+    let port = match network {
+        Network::Plugged => port(file)?,
+        Network::Unplugged => None,
+    };
+    let world = World::new(port, console(arguments)?);
     Ok(Prepared {
         vm,
         options: RunOptions {
@@ -172,8 +193,8 @@ pub fn prepare(
 /// The machine that the file describes.
 ///
 /// # Errors
-/// The kernel cannot be read, or no machine can be so.
-pub fn vm_spec(file: &VmFile) -> Result<VmSpec, MachineError> {
+/// The kernel or the snapshot cannot be read, or no machine can be so.
+pub fn vm_spec(file: &VmFile, snapshot: Option<&Path>) -> Result<VmSpec, MachineError> {
     let kernel = kernel(&file.vm.kernel)?;
     let initrd = file.vm.initrd.as_deref();
     let initrd = initrd.map(|path| image("initrd", path)).transpose()?;
@@ -188,11 +209,13 @@ pub fn vm_spec(file: &VmFile) -> Result<VmSpec, MachineError> {
         wall_clock_start: file.vm.wall_clock_start,
     };
     machine.validate()?;
+    let snapshot = snapshot.map(|path| SnapshotFile::open(path).map(Arc::new));
     Ok(VmSpec {
         name: file.vm.name.clone(),
         machine,
         kernel,
         initrd,
+        snapshot: snapshot.transpose()?,
     })
 }
 

@@ -6,6 +6,7 @@ pub mod machine;
 pub mod replay;
 pub mod report;
 pub mod roles;
+pub mod snapshot;
 pub mod status;
 pub mod switch;
 pub mod tune;

@@ -16,6 +16,9 @@ pub struct ReplayArguments {
     /// The VM configuration file with which it was made
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// The snapshot from which it started, if it did
+    #[arg(long, value_name = "FILE")]
+    from_snapshot: Option<PathBuf>,
     /// Print the outcome as JSON
     #[arg(long)]
     json: bool,
@@ -27,7 +30,10 @@ pub struct ReplayArguments {
 /// The log or the configuration cannot be read or do not belong together, or the replay diverges.
 pub fn replay(arguments: &ReplayArguments) -> Result<ExitCode, MachineError> {
     let file = VmFile::read(&arguments.config)?;
-    let report = run::replay(&vm_spec(&file)?, &arguments.log)?;
+    let report = run::replay(
+        &vm_spec(&file, arguments.from_snapshot.as_deref())?,
+        &arguments.log,
+    )?;
     if arguments.json {
         println!("{}", serde_json::json!(report));
     } else {

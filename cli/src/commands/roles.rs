@@ -2,7 +2,7 @@
 
 use super::HALTED_EXIT_CODE;
 use super::machine::{
-    MachineArguments, MachineError, PairArguments, Prepared, file_error, pair, prepare,
+    MachineArguments, MachineError, Network, PairArguments, Prepared, file_error, pair, prepare,
 };
 use super::report::{Role, RunReport};
 use crate::config::VmFile;
@@ -28,7 +28,7 @@ pub fn unprotected(
         vm,
         options,
         status,
-    } = prepare(&file, settings, arguments)?;
+    } = prepare(&file, settings, arguments, Network::Plugged)?;
     let ended = run::unprotected(&vm, options)?;
     drop(status);
     let end = match ended.end {
@@ -63,7 +63,7 @@ pub fn primary(
         vm,
         options,
         status,
-    } = prepare(&file, settings, arguments)?;
+    } = prepare(&file, settings, arguments, Network::Plugged)?;
     let ended = run::primary(&vm, &pair, options)?;
     drop(status);
     let end = match &ended.end {
@@ -104,7 +104,7 @@ pub fn backup(
         vm,
         options,
         status,
-    } = prepare(&file, settings, arguments)?;
+    } = prepare(&file, settings, arguments, Network::Plugged)?;
     let ended = run::backup(&vm, &pair, options)?;
     drop(status);
     let end = match &ended.end {

@@ -1,10 +1,11 @@
 //! The door to the world: tap, virtual switch, network namespaces, arbiter file, status
-//! socket, entropy. All of a virtual machine's contact with its host, but for the channel, is in here.
+//! socket, entropy, snapshots. All of a virtual machine's contact with its host, but for the channel, is in here.
 
 pub mod arbiter_file;
 pub mod entropy;
 pub mod namespaces;
 pub mod port;
+pub mod snapshot_file;
 pub mod status_socket;
 pub mod switch;
 pub mod tap;

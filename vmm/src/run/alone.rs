@@ -45,6 +45,16 @@ impl<V: Vm> Alone<V> {
         }
     }
 
+    /// Runs on to the next position, where everything said has been released: a machine can be saved
+    /// there.
+    pub fn settle(&mut self) -> Result<(), RunError> {
+        while !self.live.vm.at_position() {
+            self.live.turn(&mut self.log)?;
+            self.live.release(ReleaseLimit::Everything, 0);
+        }
+        Ok(())
+    }
+
     /// Runs until the guest powers off or the operator stops it. `released` is told when outputs
     /// have left.
     pub fn run(&mut self, mut released: impl FnMut(u64)) -> Result<AloneEnd, RunError> {

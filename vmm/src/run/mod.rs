@@ -3,7 +3,8 @@
 //! - [`unprotected`]: a machine by itself, the yardstick;
 //! - [`primary`]: records and executes; outputs wait for the backup;
 //! - [`backup`]: replays; goes live when the primary is gone;
-//! - [`replay`]: re-executes a saved log.
+//! - [`replay`]: re-executes a saved log;
+//! - [`snapshot`]: boots a machine by itself, and saves it.
 //!
 //! Decisions are made in [`crate::ft`], without I/O; here they are carried out.
 
@@ -22,6 +23,7 @@ mod primary;
 mod pulse;
 mod receiver;
 mod saved;
+mod snapshot;
 mod stage_report;
 mod status;
 mod unprotected;
@@ -34,6 +36,7 @@ pub use doorbell::Doorbell;
 pub use pair::PairSpec;
 pub use primary::{PrimaryEnd, PrimaryReport, primary};
 pub use saved::{ReplayReport, replay};
+pub use snapshot::{SnapshotReport, snapshot};
 pub use status::{Standing, Status, StatusReport};
 pub use unprotected::{UnprotectedReport, unprotected};
 pub use world::World;
@@ -43,6 +46,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ft::recorder::RecordError;
+use crate::host::snapshot_file::{Origin, SnapshotError, SnapshotFile};
 use crate::machine::{Machine, MachineConfig};
 use crate::settings::Settings;
 
@@ -57,6 +61,8 @@ pub struct VmSpec {
     pub kernel: Vec<u8>,
     /// The initial RAM disk of a Linux kernel.
     pub initrd: Option<Vec<u8>>,
+    /// The machine starts from here instead of booting. It must have been booted from these images.
+    pub snapshot: Option<Arc<SnapshotFile>>,
 }
 
 /// How a machine is run, whatever its role.
@@ -93,6 +99,9 @@ pub enum RunError {
     /// Setting up the channel failed.
     #[error("setting up the channel: {0}")]
     Channel(#[source] Box<dyn Error + Send + Sync>),
+    /// A snapshot could not be saved or used.
+    #[error("the snapshot: {0}")]
+    Snapshot(#[from] SnapshotError),
     /// A saved log could not be read, or does not replay.
     #[error("replaying the saved log: {0}")]
     Replay(#[source] Box<dyn Error + Send + Sync>),
@@ -113,7 +122,16 @@ impl RunError {
 
 impl VmSpec {
     fn build(&self) -> Result<Machine, RunError> {
+        if let Some(snapshot) = &self.snapshot {
+            snapshot.check(&self.machine, &self.origin())?;
+            return Ok(snapshot.restore(self.machine.engine)?);
+        }
         Machine::with_initrd(&self.machine, &self.kernel, self.initrd.as_deref())
             .map_err(|error| RunError::Machine(Box::new(error)))
+    }
+
+    /// What it boots from.
+    fn origin(&self) -> Origin {
+        Origin::of(&self.kernel, self.initrd.as_deref())
     }
 }

@@ -33,9 +33,6 @@ use crate::ft::arbiter::{Claim, Party};
 use crate::host::arbiter_file::ArbiterFile;
 use crate::settings::{Flush, Settings, ShmAck, TransportKind, Wait};
 
-/// What CPUID tells the guest: [`lockstep_cpu::CpuModel::x86_64_v1`], on both engines.
-const CPU_MODEL: &str = "x86-64-v1";
-
 /// A connection at the primary's door has this long to say who it is.
 pub(super) const HELLO_LIMIT: Duration = Duration::from_secs(2);
 
@@ -78,14 +75,14 @@ pub(super) fn hello(vm: &VmSpec, role: Role, generation: Option<u64>, ring_bytes
     if let serde_json::Value::Object(fields) = value {
         configuration.extend(fields);
     }
-    let digest = xxhash_rust::xxh3::xxh3_128(&vm.kernel);
-    configuration.insert("kernel-xxh3".into(), format!("{digest:032x}").into());
+    let origin = vm.origin();
+    configuration.insert("kernel-xxh3".into(), origin.kernel_xxh3.into());
     configuration.insert("kernel-bytes".into(), vm.kernel.len().into());
-    if let Some(initrd) = &vm.initrd {
-        let digest = xxhash_rust::xxh3::xxh3_128(initrd);
-        configuration.insert("initrd-xxh3".into(), format!("{digest:032x}").into());
-    }
-    configuration.insert("cpu-model".into(), CPU_MODEL.into());
+    configuration.insert("initrd-xxh3".into(), origin.initrd_xxh3.into());
+    let snapshot = vm.snapshot.as_ref();
+    let snapshot = snapshot.map(|snapshot| format!("{:032x}", snapshot.digest()));
+    configuration.insert("snapshot-xxh3".into(), snapshot.into());
+    configuration.insert("cpu-model".into(), origin.cpu_model.into());
     Hello {
         role,
         vm: vm.name.clone(),

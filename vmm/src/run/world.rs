@@ -34,6 +34,15 @@ impl World {
         self.waiting = frames;
     }
 
+    /// Puts something between the machine and its console.
+    pub(super) fn map_console(
+        &mut self,
+        map: impl FnOnce(Box<dyn Write + Send>) -> Box<dyn Write + Send>,
+    ) {
+        let console = std::mem::replace(&mut self.console, Box::new(io::sink()));
+        self.console = map(console);
+    }
+
     /// Reads one frame into `buffer`; never waits. A port that fails is remembered and said by
     /// [`World::check`]: the guest's network is then down, its execution is not.
     pub(super) fn receive(&mut self, buffer: &mut [u8]) -> Option<usize> {

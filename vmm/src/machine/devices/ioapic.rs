@@ -246,7 +246,7 @@ mod tests {
         let (mut ioapic, mut lapic) = (IoApic::default(), LocalApic::default());
         set_entry(&mut ioapic, &mut lapic, 16, 0x41 | LEVEL);
         ioapic.set_line(16, true, &mut lapic);
-        set_entry(&mut ioapic, &mut lapic, 16, u64::MAX & !LEVEL);
+        set_entry(&mut ioapic, &mut lapic, 16, !LEVEL);
         let found = ioapic.entries[16];
         assert_eq!(found & REMOTE_IRR, 0);
         assert_eq!(found & !WRITABLE, 0);

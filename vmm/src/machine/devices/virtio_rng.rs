@@ -90,7 +90,7 @@ impl VirtioRng {
         data.fill(0);
         if let (Ok(data), true) = (
             <&mut [u8; 4]>::try_from(data),
-            offset % 4 == 0 && offset < u64::from(VIRTIO_MMIO_CONFIG),
+            offset.is_multiple_of(4) && offset < u64::from(VIRTIO_MMIO_CONFIG),
         ) {
             *data = self.transport.read(offset).to_le_bytes();
         }

@@ -83,7 +83,7 @@ impl Vectors {
 
     /// One of the eight registers of 32 bits.
     fn register(&self, index: u64) -> u32 {
-        (self.0[index as usize / 2 & 3] >> (index % 2 * 32)) as u32
+        (self.0[(index as usize / 2) & 3] >> (index % 2 * 32)) as u32
     }
 }
 

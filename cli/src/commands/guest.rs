@@ -59,6 +59,9 @@ struct BuildArguments {
     /// [default: lockstep/guests in XDG_CACHE_HOME or ~/.cache]
     #[arg(long, value_name = "DIRECTORY")]
     cache: Option<PathBuf>,
+    /// Configuration for apt, read after this host's: other sources, a proxy
+    #[arg(long, value_name = "FILE")]
+    apt_config: Option<PathBuf>,
     /// Print manifest.json instead of a summary
     #[arg(long)]
     json: bool,
@@ -123,6 +126,7 @@ fn build(arguments: &BuildArguments) -> Result<(), GuestBuildError> {
     } else {
         Freshness::Within(Duration::from_secs(arguments.max_age.saturating_mul(3600)))
     };
+    builder.apt_configuration = arguments.apt_config.clone();
     let progress = Progress::new();
     let mut guest = builder.build(&spec, &mut |step| show(&progress, step))?;
     if let Some(out) = &arguments.out {

@@ -50,11 +50,13 @@ const SAID_MOST: usize = 4000;
 #[derive(Debug)]
 pub(super) struct Apt {
     home: PathBuf,
+    /// Read after the host's configuration and before ours.
+    further: Option<PathBuf>,
 }
 
 impl Apt {
     /// Makes the state in `home`, which stays there for the next time.
-    pub(super) fn open(home: &Path) -> Result<Self, GuestBuildError> {
+    pub(super) fn open(home: &Path, further: Option<&Path>) -> Result<Self, GuestBuildError> {
         for (program, package) in [("apt-get", "apt"), ("dpkg-deb", "dpkg")] {
             let there = Command::new(program)
                 .arg("--version")
@@ -70,6 +72,7 @@ impl Apt {
         }
         let apt = Self {
             home: home.to_owned(),
+            further: further.map(Path::to_owned),
         };
         for directory in ["lists/partial", "cache/archives/partial", "log"] {
             let path = home.join(directory);
@@ -208,6 +211,9 @@ impl Apt {
 
     fn apt_get(&self) -> Command {
         let mut command = Command::new("apt-get");
+        if let Some(further) = &self.further {
+            command.arg("-c").arg(further);
+        }
         // Read last, so that it wins over the host's configuration.
         command.arg("-c").arg(self.configuration());
         command

@@ -9,8 +9,7 @@
 //! three.
 //!
 //! # Why the initramfs is not compressed
-//! Decompression is the guest's work: see `README` of the measurements in [`COMMAND_LINE`]'s
-//! neighbourhood. The host reads the file in milliseconds whatever its size.
+//! Decompression is the guest's work, and the host reads the file in milliseconds whatever its size.
 //!
 //! # What it asks of the machine
 //! The x86 boot protocol for a bzImage; virtio-mmio devices that ACPI names (`LNRO0005`), network and
@@ -315,6 +314,9 @@ pub struct Builder {
     cache: PathBuf,
     /// How old may be what is known of the archive's versions. A day.
     pub freshness: Freshness,
+    /// A file in the format of apt.conf(5), read after the host's configuration: other sources
+    /// (`Dir::Etc::sourcelist`), a proxy. It has a cache of its own.
+    pub apt_configuration: Option<PathBuf>,
 }
 
 impl Builder {
@@ -324,6 +326,7 @@ impl Builder {
         Self {
             cache: cache.to_owned(),
             freshness: Freshness::Within(Duration::from_secs(24 * 60 * 60)),
+            apt_configuration: None,
         }
     }
 
@@ -355,9 +358,21 @@ impl Builder {
         }
         fs::create_dir_all(&self.cache).doing("making", &self.cache)?;
         // apt-get changes its directory, and relative paths of ours with it.
-        let cache = fs::canonicalize(&self.cache).doing("finding", &self.cache)?;
+        let mut cache = fs::canonicalize(&self.cache).doing("finding", &self.cache)?;
+        let configuration = self
+            .apt_configuration
+            .as_deref()
+            .map(|path| fs::canonicalize(path).doing("finding", path))
+            .transpose()?;
+        if let Some(path) = &configuration {
+            // Other sources, other versions.
+            let name = digest::of_file(path).doing("reading", path)?;
+            cache = cache.join(format!("apt-{}", &name[..16]));
+            fs::create_dir_all(&cache).doing("making", &cache)?;
+        }
+        let configuration = configuration.as_deref();
         let _lock = lock(&cache, progress)?;
-        let resolution = self.resolve(&cache, spec, &requested, progress)?;
+        let resolution = self.resolve(&cache, configuration, spec, &requested, progress)?;
         let name = guest_digest(spec, &requested, &resolution);
         let directory = cache.join("guests").join(&name);
         if let Ok(guest) = Guest::open(&directory) {
@@ -368,7 +383,7 @@ impl Builder {
             begun: 0,
             missing: resolution.packages.len(),
         });
-        Apt::open(&cache.join("apt"))?.fetch(
+        Apt::open(&cache.join("apt"), configuration)?.fetch(
             &resolution.packages,
             &pool,
             &mut |begun, missing| {
@@ -425,6 +440,7 @@ impl Builder {
     fn resolve(
         &self,
         cache: &Path,
+        configuration: Option<&Path>,
         spec: &GuestSpec,
         requested: &[String],
         progress: &mut dyn FnMut(Step),
@@ -440,7 +456,7 @@ impl Builder {
         let Freshness::Within(age) = self.freshness else {
             return Err(GuestBuildError::NeverResolved);
         };
-        let apt = Apt::open(&cache.join("apt"))?;
+        let apt = Apt::open(&cache.join("apt"), configuration)?;
         progress(Step::Updating);
         let complaint = apt.update(age)?;
         progress(Step::Resolving);

@@ -64,7 +64,14 @@ fn overlapping_operations_may_take_effect_in_either_order() {
             ],
         )
     };
-    for (first, second) in [("0", "a"), ("0", "b"), ("a", "b"), ("b", "a"), ("a", "a"), ("b", "b")] {
+    for (first, second) in [
+        ("0", "a"),
+        ("0", "b"),
+        ("a", "b"),
+        ("b", "a"),
+        ("a", "a"),
+        ("b", "b"),
+    ] {
         assert!(is_linearizable(&both(first, second)), "{first} {second}");
     }
     assert!(!is_linearizable(&both("a", "0")));
@@ -128,10 +135,7 @@ fn a_duplicated_increment_is_found() {
 
 #[test]
 fn a_value_from_nowhere_is_found() {
-    let nowhere = history(
-        "a",
-        vec![(0, 10, set("b"), Done), (5, 15, Get, found("c"))],
-    );
+    let nowhere = history("a", vec![(0, 10, set("b"), Done), (5, 15, Get, found("c"))]);
     assert!(!is_linearizable(&nowhere));
 }
 
@@ -144,7 +148,10 @@ fn two_winners_of_one_compare_and_set_are_found() {
     let winners = |second| {
         history(
             "a",
-            vec![(0, 10, cas("b"), Swapped(true)), (1, 11, cas("c"), Swapped(second))],
+            vec![
+                (0, 10, cas("b"), Swapped(true)),
+                (1, 11, cas("c"), Swapped(second)),
+            ],
         )
     };
     assert!(is_linearizable(&winners(false)));
@@ -184,10 +191,12 @@ fn a_long_history_with_much_overlap_is_decided_quickly() {
     let (before, after) = simulated.records.split_at_mut(at);
     let old = before
         .iter()
-        .find_map(|record| match record.answer.as_ref().map(|answer| &answer.response) {
-            Some(Response::Found(Some(text))) => Some(Arc::clone(text)),
-            _ => None,
-        })
+        .find_map(
+            |record| match record.answer.as_ref().map(|answer| &answer.response) {
+                Some(Response::Found(Some(text))) => Some(Arc::clone(text)),
+                _ => None,
+            },
+        )
         .expect("a read");
     let read = after
         .iter_mut()
@@ -204,7 +213,9 @@ fn a_long_history_with_much_overlap_is_decided_quickly() {
 fn simulate(seed: u64, clients: usize, operations: usize, lossy: bool) -> KeyHistory {
     let mut random = seed;
     let mut next = move |below: u64| {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (random >> 33) % below
     };
     let mut history = KeyHistory::new("k".to_owned(), Some(value("0")));
@@ -220,7 +231,9 @@ fn simulate(seed: u64, clients: usize, operations: usize, lossy: bool) -> KeyHis
                 let operation = match next(6) {
                     0 | 1 => Get,
                     2 => set(&unique),
-                    3 if state.as_ref().is_some_and(|state| state.len() < 60) => Operation::Append(value(&unique)),
+                    3 if state.as_ref().is_some_and(|state| state.len() < 60) => {
+                        Operation::Append(value(&unique))
+                    }
                     4 => Operation::CompareAndSet {
                         expected: Arc::clone(&known),
                         new: value(&unique),
@@ -285,7 +298,11 @@ fn brute_force(history: &KeyHistory) -> bool {
             found
         })
     }
-    search(history, &mut vec![false; history.records.len()], &history.initial)
+    search(
+        history,
+        &mut vec![false; history.records.len()],
+        &history.initial,
+    )
 }
 
 fn operations() -> impl Strategy<Value = (Operation, Response)> {
@@ -307,7 +324,12 @@ fn operations() -> impl Strategy<Value = (Operation, Response)> {
 }
 
 fn small_histories() -> impl Strategy<Value = KeyHistory> {
-    let record = (operations(), 0_u64..30, 0_u64..16, proptest::bool::weighted(0.85));
+    let record = (
+        operations(),
+        0_u64..30,
+        0_u64..16,
+        proptest::bool::weighted(0.85),
+    );
     proptest::collection::vec(record, 0..7).prop_map(|mut list| {
         list.sort_by_key(|(_, invoked, ..)| *invoked);
         let mut history = KeyHistory::new("k".to_owned(), Some(value("0")));

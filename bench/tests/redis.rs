@@ -39,9 +39,16 @@ fn a_server_that_keeps_its_word_passes_in_both_paces() {
         for _ in 0..2 {
             let report = redis.run(Duration::from_millis(400)).expect("a run");
             assert_eq!(report.answered, report.requests, "{report:?}");
-            assert_eq!((report.errors, report.connections_lost, report.unsent), (0, 0, 0));
+            assert_eq!(
+                (report.errors, report.connections_lost, report.unsent),
+                (0, 0, 0)
+            );
             assert_eq!(report.ended_early, None);
-            assert!(report.acknowledged_writes > 100, "{}", report.acknowledged_writes);
+            assert!(
+                report.acknowledged_writes > 100,
+                "{}",
+                report.acknowledged_writes
+            );
             assert_eq!(report.service.count(), report.answered);
             if let Pace::Open { rate, .. } = pace {
                 assert!((report.requests as f64 / (rate * 0.4) - 1.0).abs() < 0.15);
@@ -49,7 +56,10 @@ fn a_server_that_keeps_its_word_passes_in_both_paces() {
         }
         let verdict = redis.verify().expect("a verdict");
         assert!(verdict.passed(), "{verdict}");
-        assert!(verdict.operations() > 500 && verdict.ledger.keys > 50, "{verdict}");
+        assert!(
+            verdict.operations() > 500 && verdict.ledger.keys > 50,
+            "{verdict}"
+        );
         assert!(verdict.keys.iter().all(|key| key.unanswered == 0));
     }
 }
@@ -121,7 +131,10 @@ fn a_stall_is_the_worst_gap_and_open_loop_latencies_count_from_when_requests_wer
     redis.prepare().expect("it takes keys");
     let report = redis.run(Duration::from_millis(800)).expect("a run");
     let gap = report.worst_gap.length;
-    assert!(gap >= Duration::from_millis(180) && gap < Duration::from_millis(500), "{gap:?}");
+    assert!(
+        gap >= Duration::from_millis(180) && gap < Duration::from_millis(500),
+        "{gap:?}"
+    );
     // A fifth of the requests were due during the stall, and waited half of it on average.
     let p95 = report.latency.total().value_at(0.95);
     assert!(p95 > 60_000_000, "{p95}");
@@ -144,8 +157,14 @@ fn a_server_that_falls_silent_ends_the_run_and_leaves_keys_unread() {
     let why = report.ended_early.expect("it ended early");
     assert!(why.contains("no reply for 200ms"), "{why}");
     let verdict = redis.verify().expect("a verdict");
-    assert!(!verdict.passed() && verdict.ledger.unread_keys > 0, "{verdict}");
-    assert!(verdict.keys.iter().all(|key| key.wrong.is_none()), "{verdict}");
+    assert!(
+        !verdict.passed() && verdict.ledger.unread_keys > 0,
+        "{verdict}"
+    );
+    assert!(
+        verdict.keys.iter().all(|key| key.wrong.is_none()),
+        "{verdict}"
+    );
 }
 
 #[test]
@@ -159,9 +178,17 @@ fn the_run_ends_where_nothing_more_could_be_remembered() {
     .expect("it listens");
     redis.prepare().expect("it takes keys");
     let report = redis.run(Duration::from_secs(60)).expect("a run");
-    assert!(report.ended_early.expect("early").contains("as many as were allowed"));
+    assert!(
+        report
+            .ended_early
+            .expect("early")
+            .contains("as many as were allowed")
+    );
     let verdict = redis.verify().expect("a verdict");
-    assert!(verdict.passed() && verdict.operations() < 2_000, "{verdict}");
+    assert!(
+        verdict.passed() && verdict.operations() < 2_000,
+        "{verdict}"
+    );
 }
 
 #[test]
@@ -174,7 +201,17 @@ fn settings_and_servers_that_cannot_work_are_named() {
     };
     assert!(says(|config| config.connections = 0).contains("connections is 0; use 1 to 256"));
     assert!(says(|config| config.pace = open_loop(0.0)).contains("rate is 0"));
-    assert!(says(|config| config.mix = RedisMix { get: 0, set: 0, append: 0, cas: 0, incr: 0, ledger: 0 }).contains("mix"));
+    assert!(
+        says(|config| config.mix = RedisMix {
+            get: 0,
+            set: 0,
+            append: 0,
+            cas: 0,
+            incr: 0,
+            ledger: 0
+        })
+        .contains("mix")
+    );
     assert!(says(|_| {}).contains("is a Redis listening there?"));
     let refusing = RespServer::start(Lie::Refusing);
     let mut redis = Redis::connect(config(refusing.address)).expect("it listens");
@@ -206,7 +243,9 @@ impl RealRedis {
             Err(error) => {
                 not_run::report(
                     test,
-                    &format!("redis-server cannot be started ({error}): apt-get install redis-server"),
+                    &format!(
+                        "redis-server cannot be started ({error}): apt-get install redis-server"
+                    ),
                 );
                 return None;
             }
@@ -214,7 +253,10 @@ impl RealRedis {
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let started = Instant::now();
         while TcpStream::connect(address).is_err() {
-            assert!(started.elapsed() < Duration::from_secs(10), "redis-server does not listen");
+            assert!(
+                started.elapsed() < Duration::from_secs(10),
+                "redis-server does not listen"
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
         Some(Self { child, address })
@@ -242,7 +284,12 @@ fn the_real_redis_is_linearizable_and_loses_nothing_while_it_lives() {
     .expect("it listens");
     redis.prepare().expect("it takes keys");
     let report = redis.run(Duration::from_secs(1)).expect("a run");
-    assert_eq!((report.errors, report.connections_lost), (0, 0), "{:?}", report.error_examples);
+    assert_eq!(
+        (report.errors, report.connections_lost),
+        (0, 0),
+        "{:?}",
+        report.error_examples
+    );
     assert_eq!(report.answered, report.requests);
     let mut fast = Redis::connect(config(server.address).closed(16)).expect("it listens");
     fast.prepare().expect("it takes keys");
@@ -267,8 +314,17 @@ fn a_redis_that_was_restarted_empty_has_lost_what_it_acknowledged() {
     let _ = std::io::Read::read(&mut other, &mut [0; 64]).expect("it answers");
     let verdict = redis.verify().expect("a verdict");
     assert!(!verdict.passed());
-    assert_eq!(verdict.ledger.lost_writes, verdict.ledger.acknowledged_writes);
-    assert!(verdict.ledger.lost_writes > 0 && verdict.ledger.lost_writes < report.acknowledged_writes);
+    assert_eq!(
+        verdict.ledger.lost_writes,
+        verdict.ledger.acknowledged_writes
+    );
+    assert!(
+        verdict.ledger.lost_writes > 0 && verdict.ledger.lost_writes < report.acknowledged_writes
+    );
     let lost = |key: &&lockstep_bench::redis::KeyVerdict| key.wrong.is_some();
-    assert_eq!(verdict.keys.iter().filter(lost).count(), verdict.keys.len(), "{verdict}");
+    assert_eq!(
+        verdict.keys.iter().filter(lost).count(),
+        verdict.keys.len(),
+        "{verdict}"
+    );
 }

@@ -2,7 +2,9 @@
 
 use lockstep_bench::load::LoadConfig;
 use lockstep_cli::commands::report::Role;
-use lockstep_cli::scenario::{Fault, Host, Loss, Round, Scenario, ScenarioOptions};
+use lockstep_cli::scenario::{
+    Fault, Host, Loss, Round, Scenario, ScenarioOptions, Tenant, Workload,
+};
 use lockstep_vmm::host::namespaces::trial::with_namespaces;
 use lockstep_vmm::machine::engine::EngineChoice;
 use lockstep_vmm::settings::{Settings, ShmAck, TransportKind};
@@ -19,6 +21,8 @@ fn scenario(settings: Settings) -> Scenario {
         engine: EngineChoice::Soft,
         settings,
         save_logs: true,
+        tenant: Tenant::Bare,
+        evidence: None,
     })
     .expect("a network, as probed")
 }
@@ -30,13 +34,13 @@ fn over(transport: TransportKind) -> Settings {
 }
 
 /// A load that two busy cores bear.
-fn load(scenario: &Scenario) -> LoadConfig {
-    LoadConfig {
+fn load(scenario: &Scenario) -> Workload {
+    Workload::Memcached(LoadConfig {
         rate: 500.0,
         data_keys: 96,
         counter_keys: 32,
         ..LoadConfig::new(scenario.target())
-    }
+    })
 }
 
 fn lose_primary(scenario: &mut Scenario, fault: Fault, primary_on: Host) -> Round {

@@ -33,7 +33,11 @@ fn read(mut archive: &[u8]) -> Vec<Member> {
             u32::from_str_radix(text, 16).expect("a number")
         };
         let [inode, mode, uid, gid, links, modified, bytes] = [0, 1, 2, 3, 4, 5, 6].map(field);
-        assert_eq!((field(7), field(8), field(12)), (0, 0, 0), "device and checksum");
+        assert_eq!(
+            (field(7), field(8), field(12)),
+            (0, 0, 0),
+            "device and checksum"
+        );
         let (name, end) = take(field(11) as usize);
         let (padding, _) = take(end.next_multiple_of(4) - end);
         assert!(padding.iter().all(|byte| *byte == 0));
@@ -82,14 +86,15 @@ fn nodes() -> impl Strategy<Value = Node> {
 }
 
 fn entries() -> impl Strategy<Value = (String, Entry)> {
-    let entry = (0_u32..=0o7777, any::<u32>(), any::<u32>(), nodes()).prop_map(
-        |(mode, uid, gid, node)| Entry {
-            mode,
-            uid,
-            gid,
-            node,
-        },
-    );
+    let entry =
+        (0_u32..=0o7777, any::<u32>(), any::<u32>(), nodes()).prop_map(|(mode, uid, gid, node)| {
+            Entry {
+                mode,
+                uid,
+                gid,
+                node,
+            }
+        });
     ("[a-cé-]{1,3}(/[a-cé-]{1,3}){0,3}", entry)
 }
 
@@ -140,11 +145,16 @@ proptest! {
 fn another_program_reads_the_archive() {
     const TEST: &str = "another_program_reads_the_archive";
     let mut tree = Tree::new();
-    tree.insert("usr/bin/tool", Entry::file(0o4755, *b"12345")).expect("a file");
-    tree.insert("bin", Entry::symlink("usr/bin")).expect("a link");
+    tree.insert("usr/bin/tool", Entry::file(0o4755, *b"12345"))
+        .expect("a file");
+    tree.insert("bin", Entry::symlink("usr/bin"))
+        .expect("a link");
     let archive = archive(&tree);
-    let readers: [(&str, &[&str]); 3] =
-        [("cpio", &["-t"]), ("bsdtar", &["-tf", "-"]), ("busybox", &["cpio", "-t"])];
+    let readers: [(&str, &[&str]); 3] = [
+        ("cpio", &["-t"]),
+        ("bsdtar", &["-tf", "-"]),
+        ("busybox", &["cpio", "-t"]),
+    ];
     for (program, arguments) in readers {
         let child = Command::new(program)
             .args(arguments)

@@ -44,9 +44,15 @@ fn world() -> Vec<SourcePackage> {
 
 fn archive(test: &str) -> Option<Archive> {
     for (program, package) in [("apt-get", "apt"), ("dpkg-deb", "dpkg")] {
-        let there = Command::new(program).arg("--version").stdout(Stdio::null()).status();
+        let there = Command::new(program)
+            .arg("--version")
+            .stdout(Stdio::null())
+            .status();
         if let Err(error) = there {
-            not_run::report(test, &format!("{program} cannot be started ({error}): install {package}"));
+            not_run::report(
+                test,
+                &format!("{program} cannot be started ({error}): install {package}"),
+            );
             return None;
         }
     }
@@ -103,10 +109,20 @@ fn a_guest_is_what_its_packages_and_its_recipe_say() {
     guest.verify().expect("its digests");
     assert_eq!(fs::read(guest.kernel()).expect("a kernel"), b"the kernel");
     let manifest = &guest.manifest;
-    let packages: Vec<&str> = manifest.packages.iter().map(|package| package.name.as_str()).collect();
+    let packages: Vec<&str> = manifest
+        .packages
+        .iter()
+        .map(|package| package.name.as_str())
+        .collect();
     assert_eq!(
         packages,
-        ["busybox-static", "libtenant", "linux-image-6.1-test", "linux-image-test", "tenant"]
+        [
+            "busybox-static",
+            "libtenant",
+            "linux-image-6.1-test",
+            "linux-image-test",
+            "tenant"
+        ]
     );
     assert_eq!(manifest.packages[4].version, "1:2.0-1");
     assert_eq!(manifest.kernel_release, "6.1-test");
@@ -116,18 +132,39 @@ fn a_guest_is_what_its_packages_and_its_recipe_say() {
     let find = |path: &str| members.iter().find(|(name, ..)| name == path);
     let contents = |path: &str| find(path).map(|(_, _, _, contents)| contents.as_slice());
     let (_, mode, uid, _) = find("usr/bin/tenant").expect("the tenant");
-    assert_eq!((*mode, *uid), (0o104_755, 0), "setuid bit and owner, without root");
+    assert_eq!(
+        (*mode, *uid),
+        (0o104_755, 0),
+        "setuid bit and owner, without root"
+    );
     assert_eq!(contents("etc/tenant.conf"), Some(&b"from the recipe"[..]));
-    assert_eq!(contents("usr/lib/libtenant.so"), Some(&b"library"[..]), "/usr is merged");
+    assert_eq!(
+        contents("usr/lib/libtenant.so"),
+        Some(&b"library"[..]),
+        "/usr is merged"
+    );
     assert_eq!(contents("lib"), Some(&b"usr/lib"[..]));
     let (_, mode, uid, _) = find("var/lib/me").expect("the recipe's directory");
     assert_eq!((*mode, *uid), (0o040_700, 7));
     let passwd = String::from_utf8_lossy(contents("etc/passwd").expect("users"));
     assert!(passwd.contains("\nme:x:7:7::/var/lib/me:"), "{passwd}");
-    for path in ["init", "usr/bin/busybox", "usr/bin/sh", "usr/lib/lockstep/service", "dev/console"] {
+    for path in [
+        "init",
+        "usr/bin/busybox",
+        "usr/bin/sh",
+        "usr/lib/lockstep/service",
+        "dev/console",
+    ] {
         assert!(find(path).is_some(), "{path} is missing");
     }
-    for path in ["opt/big", "usr/share/doc", "boot", "usr/sbin/adduser", "etc/pam.conf", "maintainer-script-ran"] {
+    for path in [
+        "opt/big",
+        "usr/share/doc",
+        "boot",
+        "usr/sbin/adduser",
+        "etc/pam.conf",
+        "maintainer-script-ran",
+    ] {
         assert!(find(path).is_none(), "{path} is in the guest");
     }
 }
@@ -145,7 +182,9 @@ fn the_same_packages_give_the_same_bytes_and_the_second_build_is_the_first() {
         .map(|cache| build(&builder(&archive, cache.path()), &spec()).expect("a guest"));
     assert!(!guests[0].cached && !guests[1].cached);
     assert_eq!(guests[0].manifest, guests[1].manifest);
-    let manifests = guests.each_ref().map(|guest| fs::read(guest.directory.join("manifest.json")).expect("a file"));
+    let manifests = guests
+        .each_ref()
+        .map(|guest| fs::read(guest.directory.join("manifest.json")).expect("a file"));
     assert_eq!(manifests[0], manifests[1]);
 
     // From the cache: no program is run, and nothing is asked.
@@ -156,7 +195,10 @@ fn the_same_packages_give_the_same_bytes_and_the_second_build_is_the_first() {
         .build(&spec(), &mut |step| steps.push(step))
         .expect("the same guest");
     assert!(again.cached);
-    assert_eq!((&again.directory, &again.manifest), (&guests[0].directory, &guests[0].manifest));
+    assert_eq!(
+        (&again.directory, &again.manifest),
+        (&guests[0].directory, &guests[0].manifest)
+    );
     assert_eq!(steps, []);
 
     let mut other = spec();
@@ -165,13 +207,17 @@ fn the_same_packages_give_the_same_bytes_and_the_second_build_is_the_first() {
     }
     let other = offline.build(&other, &mut |_| {}).expect("another guest");
     assert_ne!(other.manifest.guest, again.manifest.guest);
-    assert_ne!(other.manifest.initramfs.sha256, again.manifest.initramfs.sha256);
+    assert_ne!(
+        other.manifest.initramfs.sha256,
+        again.manifest.initramfs.sha256
+    );
     assert_eq!(other.manifest.kernel, again.manifest.kernel);
 }
 
 #[test]
 fn what_an_interrupted_build_left_is_neither_used_nor_in_the_way() {
-    let Some(archive) = archive("what_an_interrupted_build_left_is_neither_used_nor_in_the_way") else {
+    let Some(archive) = archive("what_an_interrupted_build_left_is_neither_used_nor_in_the_way")
+    else {
         return;
     };
     let directory = tempfile::tempdir().expect("a directory");
@@ -199,14 +245,22 @@ fn what_an_interrupted_build_left_is_neither_used_nor_in_the_way() {
 
 #[test]
 fn a_newer_package_is_found_once_the_answer_at_hand_is_too_old() {
-    let Some(archive) = archive("a_newer_package_is_found_once_the_answer_at_hand_is_too_old") else {
+    let Some(archive) = archive("a_newer_package_is_found_once_the_answer_at_hand_is_too_old")
+    else {
         return;
     };
     let cache = tempfile::tempdir().expect("a directory");
     let mut builder = builder(&archive, cache.path());
     let old = build(&builder, &spec()).expect("a guest");
-    archive.publish(&[SourcePackage::new("libtenant", "1.6").file("lib/libtenant.so", 0o644, "newer")]);
-    assert!(build(&builder, &spec()).expect("a guest").cached, "within a day");
+    archive.publish(&[SourcePackage::new("libtenant", "1.6").file(
+        "lib/libtenant.so",
+        0o644,
+        "newer",
+    )]);
+    assert!(
+        build(&builder, &spec()).expect("a guest").cached,
+        "within a day"
+    );
     builder.freshness = Freshness::Within(Duration::ZERO);
     let new = build(&builder, &spec()).expect("a guest");
     assert_eq!(new.manifest.packages[1].version, "1.6");
@@ -224,7 +278,13 @@ fn what_stands_in_gives_way_to_who_needs_the_real_one() {
         packages: vec![package.to_owned()],
         ..spec()
     };
-    let has = |guest: &Guest, name: &str| guest.manifest.packages.iter().any(|package| package.name == name);
+    let has = |guest: &Guest, name: &str| {
+        guest
+            .manifest
+            .packages
+            .iter()
+            .any(|package| package.name == name)
+    };
     let named = build(&builder, &with("adduser")).expect("a guest");
     assert!(has(&named, "adduser") && !has(&named, "libpam-runtime"));
     // The whole closure is not to be had here: it would need a kmod, which nobody published.
@@ -235,7 +295,9 @@ fn what_stands_in_gives_way_to_who_needs_the_real_one() {
     fresh.freshness = Freshness::Within(Duration::ZERO);
     let mut warned = false;
     let exactly = fresh
-        .build(&with("wants-exactly"), &mut |step| warned |= matches!(step, Step::Warning(_)))
+        .build(&with("wants-exactly"), &mut |step| {
+            warned |= matches!(step, Step::Warning(_))
+        })
         .expect("a guest");
     assert!(warned && has(&exactly, "adduser") && has(&exactly, "kmod"));
     assert!(exactly.manifest.stand_ins.is_empty());
@@ -254,18 +316,30 @@ fn what_cannot_be_built_is_named_with_what_to_do() {
         build(&builder, &spec).expect_err("no guest").to_string()
     };
     let text = says(|spec| spec.packages.push("no-such-package".to_owned()));
-    assert!(text.contains("no-such-package") && text.contains("apt sources"), "{text}");
+    assert!(
+        text.contains("no-such-package") && text.contains("apt sources"),
+        "{text}"
+    );
     let text = says(|spec| spec.packages.push("--allow-unauthenticated".to_owned()));
     assert!(text.contains("is no package name"), "{text}");
     let text = says(|spec| spec.kernel_package = "libtenant".to_owned());
-    assert!(text.contains("0 kernels") && text.contains("--kernel"), "{text}");
+    assert!(
+        text.contains("0 kernels") && text.contains("--kernel"),
+        "{text}"
+    );
     let text = says(|spec| spec.modules.push("virtio_pci".to_owned()));
     assert!(text.contains("6.1-test has no module virtio_pci"), "{text}");
     let mut offline = builder.clone();
     offline.freshness = Freshness::Offline;
-    let text = build(&offline, &GuestSpec { packages: vec!["adduser".to_owned()], ..spec() })
-        .expect_err("never asked")
-        .to_string();
+    let text = build(
+        &offline,
+        &GuestSpec {
+            packages: vec!["adduser".to_owned()],
+            ..spec()
+        },
+    )
+    .expect_err("never asked")
+    .to_string();
     assert!(text.contains("--offline"), "{text}");
 }
 
@@ -282,9 +356,16 @@ fn a_copy_appears_whole_and_replaces_only_a_guest() {
         copy.verify().expect("its digests");
         assert_eq!(Guest::open(&out).expect("a guest").manifest, guest.manifest);
     }
-    let text = guest.copy_to(cache.path()).expect_err("something else is there").to_string();
+    let text = guest
+        .copy_to(cache.path())
+        .expect_err("something else is there")
+        .to_string();
     assert!(text.contains("is no guest"), "{text}");
     fs::write(out.join("kernel"), "THE kernel").expect("write");
-    let text = Guest::open(&out).expect("as long as before").verify().expect_err("another").to_string();
+    let text = Guest::open(&out)
+        .expect("as long as before")
+        .verify()
+        .expect_err("another")
+        .to_string();
     assert!(text.contains("SHA-256 of kernel"), "{text}");
 }

@@ -119,9 +119,7 @@ impl Store {
         let words: Vec<&[u8]> = words.iter().map(Vec::as_slice).collect();
         let bulk = |value: Option<&Vec<u8>>| match value {
             None => b"$-1\r\n".to_vec(),
-            Some(value) => {
-                [format!("${}\r\n", value.len()).as_bytes(), value, b"\r\n"].concat()
-            }
+            Some(value) => [format!("${}\r\n", value.len()).as_bytes(), value, b"\r\n"].concat(),
         };
         if lie == Lie::Refusing {
             return b"-NOAUTH Authentication required.\r\n".to_vec();

@@ -4,7 +4,7 @@ mod arms;
 
 use crate::demo::engine;
 use crate::progress::Progress;
-use crate::scenario::{Scenario, ScenarioError, ScenarioOptions};
+use crate::scenario::{Scenario, ScenarioError, ScenarioOptions, Tenant};
 use arms::{OwnedArm, round_trip};
 use clap::{Args, Subcommand};
 use lockstep_bench::channel::{self, ChannelBenchError};
@@ -177,6 +177,8 @@ fn output_latency(
             engine: arguments.engine,
             settings,
             save_logs: false,
+            tenant: Tenant::Bare,
+            evidence: None,
         })
     };
     let link = scenario(TransportKind::Tcp)?;

@@ -2,8 +2,8 @@
 
 use crate::commands::report::RunReport;
 use crate::progress::Progress as Terminal;
-use crate::scenario::{Host, Scenario, ScenarioError, under_load};
-use lockstep_bench::load::{LoadConfig, LoadReport, Progress, Verification};
+use crate::scenario::{Host, Scenario, ScenarioError, Seen, Verdict, Workload, under_load};
+use lockstep_bench::load::Progress;
 use std::time::{Duration, Instant};
 
 /// From a process's start: what it does before is warm-up, in its histograms too.
@@ -13,9 +13,9 @@ const WARM_UP: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub(super) struct Measured {
     /// What the client saw.
-    pub load: LoadReport,
+    pub load: Seen,
     /// Whether the server knows what it acknowledged.
-    pub verification: Verification,
+    pub verification: Verdict,
     /// What the machine's process reports.
     pub run: RunReport,
 }
@@ -23,15 +23,21 @@ pub(super) struct Measured {
 /// The machine by itself.
 pub(super) fn unprotected(
     scenario: &mut Scenario,
-    config: &LoadConfig,
+    workload: &Workload,
     duration: Duration,
     terminal: &Terminal,
 ) -> Result<Measured, ScenarioError> {
     terminal.step("unprotected: starting");
     let started = Instant::now();
     let process = scenario.unprotected(Host::A, WARM_UP)?;
-    let (load, verification) =
-        measure(scenario, config, duration, started, "unprotected", terminal)?;
+    let (load, verification) = measure(
+        scenario,
+        workload,
+        duration,
+        started,
+        "unprotected",
+        terminal,
+    )?;
     let run = scenario.end(process)?;
     Ok(Measured {
         load,
@@ -43,14 +49,15 @@ pub(super) fn unprotected(
 /// The machine protected; nothing befalls it.
 pub(super) fn protected(
     scenario: &mut Scenario,
-    config: &LoadConfig,
+    workload: &Workload,
     duration: Duration,
     terminal: &Terminal,
 ) -> Result<Measured, ScenarioError> {
     terminal.step("protected: starting a primary and its backup");
     let started = Instant::now();
     let pair = scenario.pair(Host::A, WARM_UP)?;
-    let (load, verification) = measure(scenario, config, duration, started, "protected", terminal)?;
+    let (load, verification) =
+        measure(scenario, workload, duration, started, "protected", terminal)?;
     let (run, _) = scenario.end_pair(pair)?;
     Ok(Measured {
         load,
@@ -61,13 +68,13 @@ pub(super) fn protected(
 
 fn measure(
     scenario: &Scenario,
-    config: &LoadConfig,
+    workload: &Workload,
     duration: Duration,
     started: Instant,
     what: &str,
     terminal: &Terminal,
-) -> Result<(LoadReport, Verification), ScenarioError> {
-    let mut load = scenario.client(config.clone())?;
+) -> Result<(Seen, Verdict), ScenarioError> {
+    let mut load = scenario.client(workload.clone())?;
     terminal.step(&format!("{what}: warming up"));
     let left = WARM_UP.saturating_sub(started.elapsed());
     load.run(left.max(Duration::from_millis(500)))?;

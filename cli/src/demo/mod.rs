@@ -14,17 +14,21 @@ pub use outcome::Outcome;
 
 use crate::commands::{command_line, results_directory};
 use crate::progress::Progress;
-use crate::scenario::{Fault, Scenario, ScenarioError, ScenarioOptions};
+use crate::scenario::{Fault, Scenario, ScenarioError, ScenarioOptions, Tenant, Workload};
 use clap::Args;
-use lockstep_bench::load::LoadConfig;
+use lockstep_bench::load::{Arrivals, LoadConfig};
+use lockstep_bench::redis::{Pace, RedisConfig};
 use lockstep_bench::report::{Report, ReportError};
-use lockstep_vmm::host::namespaces::{self, NamespaceError};
+use lockstep_vmm::host::namespaces::{self, GUEST_ADDRESS, NamespaceError};
 use lockstep_vmm::machine::engine::EngineChoice;
 use lockstep_vmm::settings::Settings;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
+
+/// Where Redis listens.
+const REDIS_PORT: u16 = 6379;
 
 /// Arguments of `lockstep demo`.
 #[derive(Debug, Args)]
@@ -44,6 +48,9 @@ pub struct DemoArguments {
     /// What executes the guest
     #[arg(long, value_name = "auto|soft|kvm", default_value = "auto", value_parser = engine)]
     pub engine: EngineChoice,
+    /// What runs in the machine: Debian with Redis, or the small key-value store of this program
+    #[arg(long, value_enum, default_value_t = TenantName::Redis)]
+    pub tenant: TenantName,
     /// Requests a second
     #[arg(long, value_name = "NUMBER", default_value_t = 1000.0)]
     pub rate: f64,
@@ -53,6 +60,24 @@ pub struct DemoArguments {
     /// Directory for histograms and plots, made anew [default: results/demo-<time>]
     #[arg(long, value_name = "DIRECTORY")]
     pub results: Option<PathBuf>,
+}
+
+/// A tenant that has a client here who checks it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum TenantName {
+    /// Debian's kernel and Redis, from Debian's packages.
+    Redis,
+    /// The freestanding key-value store: nothing to fetch, nothing to boot.
+    Bare,
+}
+
+impl TenantName {
+    fn words(self) -> &'static str {
+        match self {
+            Self::Redis => "Debian with Redis",
+            Self::Bare => "bare",
+        }
+    }
 }
 
 /// An engine by its name in configuration files.
@@ -106,37 +131,59 @@ pub fn demo(arguments: &DemoArguments, settings: Settings) -> Result<ExitCode, D
     let host = |step| move |source| DemoError::Host { step, source };
     let results = results_directory(arguments.results.as_deref(), "demo");
     let mut report = Report::create(&results, "demo", &command_line())?;
+    let program = std::env::current_exe().map_err(host("finding our own program"))?;
+    let progress = Progress::new();
+    let tenant = match arguments.tenant {
+        TenantName::Bare => Tenant::Bare,
+        TenantName::Redis => Tenant::debian("redis", &program, arguments.engine, &progress)?,
+    };
     let options = ScenarioOptions {
-        program: std::env::current_exe().map_err(host("finding our own program"))?,
+        program,
         engine: arguments.engine,
         settings,
         save_logs: false,
+        tenant,
+        evidence: Some(results.clone()),
     };
     let transport = options.settings.channel.transport;
-    let progress = Progress::new();
     progress.step("building the network: clients, host-a, host-b");
     let mut scenario = Scenario::new(options)?;
     leave_nothing_behind(scenario.directory())?;
 
-    let load = LoadConfig {
-        rate: arguments.rate,
-        seed: arguments.seed,
-        ..LoadConfig::new(scenario.target())
-    };
+    let workload = match arguments.tenant {
+        TenantName::Bare => Workload::Memcached(LoadConfig {
+            rate: arguments.rate,
+            ..LoadConfig::new(scenario.target())
+        }),
+        TenantName::Redis => Workload::Redis(RedisConfig {
+            pace: Pace::Open {
+                rate: arguments.rate,
+                arrivals: Arrivals::Uniform,
+            },
+            ..RedisConfig::new((GUEST_ADDRESS, REDIS_PORT).into())
+        }),
+    }
+    .seeded(arguments.seed);
     let duration = Duration::from_secs(arguments.duration);
-    let unprotected = measure::unprotected(&mut scenario, &load, duration, &progress)?;
-    let protected = measure::protected(&mut scenario, &load, duration, &progress)?;
+    let unprotected = measure::unprotected(&mut scenario, &workload, duration, &progress)?;
+    let protected = measure::protected(&mut scenario, &workload, duration, &progress)?;
     let plan = strikes::Plan {
         fault: arguments.fault,
         rounds: arguments.kills,
         seed: arguments.seed,
-        load,
+        workload,
     };
     let strikes = strikes::play(&mut scenario, &plan, &progress)?;
     drop(scenario);
     drop(progress);
 
-    let outcome = Outcome::new(&unprotected, &protected, &strikes, transport);
+    let outcome = Outcome::new(
+        &unprotected,
+        &protected,
+        &strikes,
+        transport,
+        arguments.tenant.words(),
+    );
     outcome::record(&mut report, &outcome, &unprotected, &protected, &strikes)?;
     report.finish()?;
     println!(

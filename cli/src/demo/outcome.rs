@@ -1,7 +1,7 @@
 //! What the demo comes to: the table, the JSON file, the histograms and plots.
 
 use super::measure::Measured;
-use crate::scenario::{Round, lost};
+use crate::scenario::Round;
 use lockstep_bench::report::{HostFacts, Report, ReportError};
 use lockstep_perf::histogram::LatencyHistogram;
 use lockstep_perf::interval::{Interval, Series};
@@ -41,6 +41,12 @@ pub struct Json {
     pub failover_ms: FailoverMs,
     /// The longest time in which the client waited and nothing came, milliseconds.
     pub client_gap_ms: f64,
+    /// The same in half of the failovers, at most.
+    pub client_gap_median_ms: f64,
+    /// Operations whose history was checked for linearizability.
+    pub checked_operations: usize,
+    /// What ran in the machine.
+    pub tenant: String,
     /// What executed the guest.
     pub engine: EngineKind,
     /// What carried the log.
@@ -80,11 +86,17 @@ impl Outcome {
         protected: &Measured,
         strikes: &[Round],
         transport: TransportKind,
+        tenant: &str,
     ) -> Self {
         let mut failures = Vec::new();
         let measured = [("unprotected", unprotected), ("protected", protected)];
         for (what, measured) in measured {
-            failures.extend(lost(&measured.verification).map(|lost| format!("{what}: {lost}")));
+            let wrong = measured
+                .load
+                .wrong
+                .iter()
+                .chain(&measured.verification.wrong);
+            failures.extend(wrong.map(|wrong| format!("{what}: {wrong}")));
         }
         for (index, round) in strikes.iter().enumerate() {
             let of_round = round.failures().into_iter();
@@ -96,6 +108,11 @@ impl Outcome {
         };
         let verifications = measured.iter().map(|(_, measured)| &measured.verification);
         let verifications = verifications.chain(strikes.iter().map(|round| &round.verification));
+        let mut gaps: Vec<f64> = strikes
+            .iter()
+            .map(|round| round.load.worst_gap.length.as_secs_f64() * 1e3)
+            .collect();
+        gaps.sort_by(f64::total_cmp);
         let mut totals: Vec<u64> = strikes
             .iter()
             .map(|round| round.judgement.failover.total)
@@ -104,15 +121,21 @@ impl Outcome {
         let median = totals.get(totals.len().saturating_sub(1) / 2);
         let json = Json {
             requests: loads().map(|load| load.answered).sum(),
+            checked_operations: verifications
+                .clone()
+                .map(|verification| verification.checked_operations)
+                .sum(),
             lost_writes: verifications
                 .map(|verification| verification.lost_writes)
                 .sum(),
             added_us: added(host_time(unprotected), host_time(protected)),
             failover_ms: worst(strikes),
-            client_gap_ms: strikes
-                .iter()
-                .map(|round| round.load.worst_gap.length.as_secs_f64() * 1e3)
-                .fold(0.0, f64::max),
+            client_gap_ms: gaps.last().copied().unwrap_or(0.0),
+            client_gap_median_ms: gaps
+                .get(gaps.len().saturating_sub(1) / 2)
+                .copied()
+                .unwrap_or(0.0),
+            tenant: tenant.to_owned(),
             engine: protected.run.engine,
             transport,
             host: HostFacts::gather(),
@@ -250,7 +273,10 @@ impl fmt::Display for Table<'_> {
         let name = |value: serde_json::Value| value.as_str().unwrap_or("?").to_owned();
         let engine = name(serde_json::json!(json.engine));
         let transport = name(serde_json::json!(json.transport));
-        row("engine, transport", format!("{engine}, {transport}"))?;
+        row(
+            "tenant, engine, transport",
+            format!("{}, {engine}, {transport}", json.tenant),
+        )?;
         row("requests answered", json.requests.to_string())?;
         let added = &json.added_us;
         row("added latency p50", format!("{:.1} us", added.p50))?;
@@ -271,14 +297,22 @@ impl fmt::Display for Table<'_> {
             row("  catch-up", format!("{:.2} ms", failover.catch_up))?;
             row("  arbitration", format!("{:.2} ms", failover.arbitration))?;
             row("  first output", format!("{:.2} ms", failover.first_output))?;
+            let of = match self.outcome.rounds {
+                1 => String::new(),
+                _ => format!(" (worst; median {:.1} ms)", json.client_gap_median_ms),
+            };
             row(
                 "longest silence for the client",
-                format!("{:.1} ms", json.client_gap_ms),
+                format!("{:.1} ms{of}", json.client_gap_ms),
             )?;
             row(
                 "live sides after failover",
                 self.outcome.live_sides.to_string(),
             )?;
+        }
+        if json.checked_operations > 0 {
+            let checked = format!("{} operations", json.checked_operations);
+            row("checked for linearizability", checked)?;
         }
         row("acknowledged writes lost", json.lost_writes.to_string())?;
         row("histograms and plots", self.results.display().to_string())?;

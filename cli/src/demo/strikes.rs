@@ -2,8 +2,8 @@
 
 use super::dice::Dice;
 use crate::progress::Progress as Terminal;
-use crate::scenario::{Fault, Host, Loss, Round, Scenario, ScenarioError};
-use lockstep_bench::load::{LoadConfig, Progress};
+use crate::scenario::{Fault, Host, Loss, Round, Scenario, ScenarioError, Workload};
+use lockstep_bench::load::Progress;
 use std::time::Duration;
 
 /// Length of a round's load.
@@ -18,7 +18,7 @@ pub(super) struct Plan {
     pub fault: Fault,
     pub rounds: u32,
     pub seed: u64,
-    pub load: LoadConfig,
+    pub workload: Workload,
 }
 
 /// Plays all rounds. Primary and backup change places from round to round.
@@ -38,21 +38,19 @@ pub(super) fn play(
             length: ROUND,
             primary_on: if number % 2 == 1 { Host::A } else { Host::B },
         };
-        let load = LoadConfig {
-            seed: dice.next(),
-            ..plan.load.clone()
-        };
+        let workload = plan.workload.clone().seeded(dice.next());
         let mut watch = |shown: &Progress| {
             terminal.live(&format!(
                 "{what}: {} requests answered",
                 shown.answered.get()
             ));
         };
-        let round = scenario.lose_primary(&loss, load, &mut watch)?;
+        let round = scenario.lose_primary(&loss, workload, &mut watch)?;
         terminal.note(&format!(
-            "{what}: struck after {:.0} ms, live again {:.1} ms later; {} acknowledged writes, {} lost",
+            "{what}: struck after {:.0} ms, live again {:.1} ms later, the client waited {:.1} ms; {} acknowledged writes, {} lost",
             loss.moment.as_secs_f64() * 1e3,
             round.judgement.failover.total as f64 / 1e6,
+            round.load.worst_gap.length.as_secs_f64() * 1e3,
             round.verification.acknowledged_writes,
             round.verification.lost_writes,
         ));

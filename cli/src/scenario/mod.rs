@@ -4,26 +4,29 @@
 //! All processes are children of the thread that made the [`Scenario`] and die with it; all files are
 //! in one temporary directory that goes with it; the network goes with both.
 
+mod client;
 mod pair;
 mod process;
 mod round;
 mod strike;
+mod tenant;
 
+pub use client::{Client, Seen, Verdict, Workload};
 pub use pair::{Host, Pair};
 pub use process::{Process, ProcessError};
-pub use round::{Loss, Meanwhile, Round, lost, under_load};
+pub use round::{Loss, Meanwhile, Round, under_load};
 pub use strike::{Fault, Judgement, Strike};
+pub use tenant::{DebianTenant, Tenant};
 
 use crate::commands::report::RunReport;
-use crate::config::{
-    ArbiterSection, BARE_TENANT, ChannelSection, MacAddress, NetworkSection, VmFile, VmSection,
-};
+use crate::config::{ArbiterSection, ChannelSection, NetworkSection, VmFile};
 use lockstep_bench::load::{Load, LoadConfig, LoadError};
-use lockstep_guest::{KV_PORT, TenantArguments};
+use lockstep_bench::redis::RedisError;
+use lockstep_guest::KV_PORT;
+use lockstep_guest::debian::GuestBuildError;
 use lockstep_vmm::host::arbiter_file::ArbiterError;
 use lockstep_vmm::host::namespaces::{
-    GUEST_ADDRESS, GUEST_MAC, LOG_ADDRESS_A, LOG_ADDRESS_B, NETWORK_PREFIX, NamespaceError,
-    TAP_NAME, Topology,
+    GUEST_ADDRESS, LOG_ADDRESS_A, LOG_ADDRESS_B, NamespaceError, TAP_NAME, Topology,
 };
 use lockstep_vmm::machine::engine::EngineChoice;
 use lockstep_vmm::settings::{Settings, TransportKind};
@@ -40,9 +43,6 @@ const VM_NAME: &str = "demo";
 /// TCP port of the log and UDP port of the heartbeats, on the logging network.
 const LOG_PORT: u16 = 7070;
 const HEARTBEAT_PORT: u16 = 7071;
-
-/// RAM of the guest: the bare tenant needs little, and a small guest starts faster.
-const MEMORY_MIB: u64 = 16;
 
 /// How long a process may take to come to where it is ready.
 const START_PATIENCE: Duration = Duration::from_secs(20);
@@ -62,6 +62,22 @@ pub enum ScenarioError {
     /// The load could not do its work.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The client of Redis could not do its work.
+    #[error(transparent)]
+    Redis(#[from] RedisError),
+    /// The guest could not be built.
+    #[error("the Debian guest: {0} (`--tenant bare` does without Debian)")]
+    Guest(#[from] GuestBuildError),
+    /// The guest does not come to serve.
+    #[error("booting the guest {}: `lockstep snapshot` ended with {status}; it said:\n{said}", guest.display())]
+    Boot {
+        /// Its directory.
+        guest: PathBuf,
+        /// How the program ended.
+        status: std::process::ExitStatus,
+        /// The end of what it said.
+        said: String,
+    },
     /// The arbiter's directory, as the scenario itself reads it.
     #[error(transparent)]
     Arbiter(#[from] ArbiterError),
@@ -108,6 +124,10 @@ pub struct ScenarioOptions {
     pub settings: Settings,
     /// Whether backups save the logs that they replay ([`Pair::saved_log`]).
     pub save_logs: bool,
+    /// What the machine runs.
+    pub tenant: Tenant,
+    /// Where what speaks against it is kept, should something be wrong after a failover.
+    pub evidence: Option<PathBuf>,
 }
 
 /// A network, and the means to start machines on it.
@@ -153,20 +173,10 @@ impl Scenario {
         self.directory.path()
     }
 
-    /// Where the guest's key-value store answers, seen from the clients.
+    /// Where the bare tenant's key-value store answers, seen from the clients.
     #[must_use]
     pub fn target(&self) -> SocketAddr {
         (GUEST_ADDRESS, KV_PORT).into()
-    }
-
-    /// A client in the clients' namespace, its keys prepared.
-    ///
-    /// # Errors
-    /// The guest does not answer.
-    pub fn client(&self, config: LoadConfig) -> Result<Load, ScenarioError> {
-        let mut load = self.connect(config)?;
-        load.prepare()?;
-        Ok(load)
     }
 
     /// A client in the clients' namespace that has asked for nothing yet.
@@ -278,6 +288,9 @@ impl Scenario {
             "--warm-up-ms".into(),
             warm_up.as_millis().to_string().into(),
         ];
+        if let Some(snapshot) = self.options.tenant.snapshot() {
+            arguments.extend(["--from-snapshot".into(), snapshot.into()]);
+        }
         arguments.extend_from_slice(more);
         let namespace = match host {
             Host::A => &self.topology.host_a,
@@ -366,17 +379,7 @@ impl Scenario {
             }
         };
         VmFile {
-            vm: VmSection {
-                initrd: None,
-                name: VM_NAME.to_owned(),
-                memory_mib: MEMORY_MIB,
-                engine: self.options.engine,
-                kernel: BARE_TENANT.to_owned(),
-                command_line: TenantArguments::new(GUEST_ADDRESS, NETWORK_PREFIX).to_string(),
-                mac: MacAddress(GUEST_MAC),
-                wall_clock_start: 0,
-                ip: Some(GUEST_ADDRESS),
-            },
+            vm: self.options.tenant.machine(self.options.engine),
             network: Some(NetworkSection {
                 tap: Some(TAP_NAME.to_owned()),
                 switch: None,

@@ -82,6 +82,12 @@ pub enum ProcessError {
     },
 }
 
+/// The end of what somebody said, as much as an error repeats.
+pub(super) fn tail(said: &[u8]) -> String {
+    let from = said.len().saturating_sub(LAST_WORDS);
+    String::from_utf8_lossy(&said[from..]).into_owned()
+}
+
 /// A running (or ended, and not yet asked for) process.
 #[derive(Debug)]
 pub struct Process {
@@ -240,9 +246,7 @@ impl Process {
     /// The end of what it wrote to its standard error and output.
     #[must_use]
     pub fn last_words(&self) -> String {
-        let bytes = std::fs::read(&self.log_path).unwrap_or_default();
-        let from = bytes.len().saturating_sub(LAST_WORDS);
-        String::from_utf8_lossy(&bytes[from..]).into_owned()
+        tail(&std::fs::read(&self.log_path).unwrap_or_default())
     }
 
     fn late(&self, awaited: &str, patience: Duration, last: String) -> ProcessError {

@@ -1,9 +1,10 @@
 //! A protected machine, a load, a strike in the middle, and what came of it.
 
+use super::client::{Client, Seen, Verdict, Workload};
 use super::pair::Host;
 use super::strike::{Fault, Judgement};
 use super::{Scenario, ScenarioError};
-use lockstep_bench::load::{Load, LoadConfig, LoadReport, Progress, Verification};
+use lockstep_bench::load::Progress;
 use std::time::{Duration, Instant};
 
 /// Longest time between two looks at a running load.
@@ -26,9 +27,9 @@ pub struct Loss {
 #[derive(Debug)]
 pub struct Round {
     /// What the client saw.
-    pub load: LoadReport,
+    pub load: Seen,
     /// Whether the new primary knows what the old one acknowledged.
-    pub verification: Verification,
+    pub verification: Verdict,
     /// Whether one side lives, and how long it took.
     pub judgement: Judgement,
 }
@@ -38,26 +39,10 @@ impl Round {
     #[must_use]
     pub fn failures(&self) -> Vec<String> {
         let mut failures = self.judgement.violations.clone();
-        failures.extend(lost(&self.verification));
-        if self.load.stale_reads > 0 {
-            let stale = self.load.stale_reads;
-            failures.push(format!("{stale} reads showed less than was acknowledged"));
-        }
+        failures.extend(self.verification.wrong.clone());
+        failures.extend(self.load.wrong.iter().cloned());
         failures
     }
-}
-
-/// What is wrong with what the server knows.
-pub fn lost(verification: &Verification) -> Option<String> {
-    (!verification.passed()).then(|| {
-        format!(
-            "{} acknowledged writes lost, {} keys corrupt, {} unread: {}",
-            verification.lost_writes,
-            verification.corrupt_keys,
-            verification.unread_keys,
-            verification.examples.join("; ")
-        )
-    })
 }
 
 impl Scenario {
@@ -69,11 +54,11 @@ impl Scenario {
     pub fn lose_primary(
         &mut self,
         loss: &Loss,
-        load: LoadConfig,
+        workload: Workload,
         watch: &mut dyn FnMut(&Progress),
     ) -> Result<Round, ScenarioError> {
         let mut pair = self.pair(loss.primary_on, Duration::ZERO)?;
-        let mut client = self.client(load)?;
+        let mut client = self.client(workload)?;
         let mut strike = None;
         let mut meanwhile = || {
             strike = Some(pair.strike(loss.fault)?);
@@ -94,6 +79,11 @@ impl Scenario {
         let judgement = pair.judge(strike, self)?;
         // After the judgement: a resumed primary that answers would be believed by now.
         let verification = client.verify()?;
+        if !verification.passed()
+            && let Some(directory) = &self.options.evidence
+        {
+            client.keep_evidence(&directory.join(format!("failover-{}", self.runs)))?;
+        }
         Ok(Round {
             load,
             verification,
@@ -105,22 +95,22 @@ impl Scenario {
 /// Something to be done at a moment, counted from the load's start.
 pub type Meanwhile<'a> = (Duration, &'a mut dyn FnMut() -> Result<(), ScenarioError>);
 
-/// Runs `load` in a thread for `length`; does `meanwhile` in this one, and lets `watch` look at how
+/// Runs `client` in a thread for `length`; does `meanwhile` in this one, and lets `watch` look at how
 /// far it is.
 ///
 /// # Errors
 /// The load or `meanwhile` failed.
 pub fn under_load(
-    load: &mut Load,
+    client: &mut Client,
     length: Duration,
     watch: &mut dyn FnMut(&Progress),
     mut meanwhile: Option<Meanwhile<'_>>,
-) -> Result<LoadReport, ScenarioError> {
-    let shown = load.progress();
+) -> Result<Seen, ScenarioError> {
+    let shown = client.progress();
     std::thread::scope(|scope| {
         let running = std::thread::Builder::new()
             .name("load".to_owned())
-            .spawn_scoped(scope, || load.run(length))
+            .spawn_scoped(scope, || client.run(length))
             .map_err(|source| ScenarioError::Files {
                 what: "starting the load's thread",
                 source,
@@ -145,7 +135,7 @@ pub fn under_load(
         let report = running.join();
         done?;
         match report {
-            Ok(report) => Ok(report?),
+            Ok(report) => report,
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })

@@ -116,7 +116,9 @@ impl Archive {
                 .expect("sha256sum");
             let sum = String::from_utf8(sum.stdout).expect("text");
             let digest = sum.split_whitespace().next().expect("a digest");
-            let bytes = fs::metadata(archive.join(&file)).expect("the package").len();
+            let bytes = fs::metadata(archive.join(&file))
+                .expect("the package")
+                .len();
             let _ = writeln!(
                 index,
                 "{}Filename: ./{file}\nSize: {bytes}\nSHA256: {digest}\n",

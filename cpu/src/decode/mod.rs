@@ -13,7 +13,7 @@ mod x87;
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 
-use crate::blocks::{Block, MAX_OPS};
+use crate::blocks::{Draft, MAX_OPS};
 use crate::core::{CodeSize, Core, Raised};
 use crate::exec::{branch, system as exec_system};
 use crate::op::{Handler, Op, ZERO};
@@ -72,7 +72,7 @@ fn empty_op() -> Op {
         index: ZERO,
         scale: 0,
         seg: 0,
-        ordinal: 0,
+        rest: 0,
         len: 0,
         offset: 0,
         aux: 0,
@@ -113,8 +113,15 @@ impl Core {
         physical: u64,
         key: u64,
         alone: bool,
-    ) -> Result<Block, Raised> {
-        let mut block = Block::new(key, physical);
+    ) -> Result<Draft, Raised> {
+        let mut block = Draft {
+            key,
+            ops: std::mem::take(&mut self.blocks.scratch),
+            count: 0,
+            length: 0,
+            second: None,
+        };
+        block.ops.clear();
         let bits = match self.code_size {
             CodeSize::Bits16 => 16,
             CodeSize::Bits32 => 32,
@@ -155,7 +162,8 @@ impl Core {
             let mut op = built.op;
             let ends = built.ends;
             let length = ins.len().clamp(1, MAX_LENGTH);
-            op.ordinal = block.count as u8;
+            // For now what comes before it.
+            op.rest = block.count as u8;
             op.len = length as u8;
             op.offset = offset as u16;
             offset += length;
@@ -181,9 +189,12 @@ impl Core {
         let mut fall = empty_op();
         fall.handler = branch::fall;
         fall.offset = offset as u16;
-        fall.ordinal = block.count as u8;
+        fall.rest = block.count as u8;
         block.ops.push(fall);
-        block.length = offset as u32;
+        for op in &mut block.ops {
+            op.rest = block.count as u8 - op.rest;
+        }
+        block.length = offset;
         Ok(block)
     }
 }

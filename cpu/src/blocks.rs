@@ -4,7 +4,8 @@
 //! itself and names its second page. Links go only between blocks of one page, so a page's blocks
 //! can be dropped together without anything pointing at them from outside. Whatever leaves the page
 //! looks its successor up by physical address, through the translation cache for fetching: so what a
-//! jump finds never depends on how the run that led to it was cut.
+//! jump finds never depends on how the run that led to it was cut. A direct branch to another page
+//! remembers what it found there last, as a guess to be checked, not as a link.
 //!
 //! Blocks live in one arena, each in one piece: header, ops, exit. Memory of dropped blocks stays as
 //! it is until the arena is full and starts anew, which happens only in a look-up, when no block runs;
@@ -17,7 +18,7 @@ use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 
-use crate::core::Core;
+use crate::core::{CodeSize, Core};
 use crate::op::{At, Flow, Op};
 
 /// Most ops of a block, the ending one included.
@@ -27,8 +28,10 @@ const BUCKETS: usize = 1 << 16;
 const ARENA: usize = 64 << 20;
 /// Blocks start at cache lines: header and first op share one.
 const ALIGN: usize = 64;
-/// No page: a value that no page-aligned address equals.
-const NONE: u64 = 1;
+/// No page frame: beyond what the CPU model can address.
+const NONE: u32 = u32::MAX;
+/// The key of what is no block any more.
+const NO_KEY: u64 = u64::MAX;
 
 /// Where an exit leads.
 pub(crate) type Link = NonNull<Block>;
@@ -37,10 +40,10 @@ pub(crate) type Link = NonNull<Block>;
 #[repr(C)]
 pub(crate) struct Block {
     /// Instructions (at least one).
-    pub count: u32,
+    pub count: u16,
     ops: u16,
-    /// Bytes of the instructions.
-    length: u16,
+    /// Frame of the second page, of an instruction that crosses into it.
+    second: u32,
     pub key: u64,
     next_in_bucket: Option<NonNull<Block>>,
     next_in_page: Option<NonNull<Block>>,
@@ -51,10 +54,10 @@ pub(crate) struct Block {
 pub(crate) struct Exit {
     /// Successors in the same page: behind, and the branch target. The stub where none is known.
     pub links: [Link; 2],
+    /// What a direct branch out of the page led to last, if a block of that key is still there.
+    guess: Link,
     /// Physical address of the block's first byte.
-    pub physical: u64,
-    /// The second page, of an instruction that crosses into it.
-    second: u64,
+    physical: u64,
 }
 
 const _: () = assert!(size_of::<Block>() == 32 && size_of::<Exit>() == size_of::<Op>());
@@ -83,8 +86,8 @@ impl Block {
     /// The second page, of an instruction that crosses into it.
     pub(crate) fn second(block: NonNull<Block>) -> Option<u64> {
         // SAFETY: see `exit`.
-        let second = unsafe { Block::exit(block).as_ref() }.second;
-        (second != NONE).then_some(second)
+        let second = unsafe { block.as_ref() }.second;
+        (second != NONE).then_some(u64::from(second) << 12)
     }
 }
 
@@ -94,7 +97,7 @@ pub(crate) struct Draft {
     /// The last one is never reached by [`At::next`] from behind it: `branch::fall`.
     pub ops: Vec<Op>,
     /// Instructions (at least one).
-    pub count: u32,
+    pub count: u16,
     /// Bytes of the instructions.
     pub length: usize,
     /// The second page, of an instruction that crosses into it.
@@ -171,10 +174,10 @@ impl BlockCache {
         // SAFETY: the arena's start is aligned, large enough, and holds nothing but an old stub.
         unsafe {
             self.stub.write(Block {
-                count: u32::MAX,
+                count: u16::MAX,
                 ops: 0,
-                length: 0,
-                key: u64::MAX,
+                second: NONE,
+                key: NO_KEY,
                 next_in_bucket: None,
                 next_in_page: None,
             });
@@ -251,15 +254,15 @@ impl BlockCache {
         let header = Block {
             count: draft.count,
             ops: draft.ops.len() as u16,
-            length: draft.length as u16,
+            second: draft.second.map_or(NONE, |page| (page >> 12) as u32),
             key: draft.key,
             next_in_bucket: self.buckets[bucket(draft.key)],
             next_in_page: self.pages.get(&(draft.physical() >> 12)).copied(),
         };
         let exit = Exit {
             links: [self.stub; 2],
+            guess: self.stub,
             physical: draft.physical(),
-            second: draft.second.unwrap_or(NONE),
         };
         // SAFETY: `insert` made sure that `size` bytes from `used` on lie in the arena; `used` is a
         // multiple of ALIGN, which is one of every part's alignment, and no part's size breaks it.
@@ -300,6 +303,7 @@ impl BlockCache {
             unsafe {
                 // It may finish, but not go on to others that are no longer what memory says.
                 (*Block::exit(block).as_ptr()).links = [self.stub; 2];
+                (*block.as_ptr()).key = NO_KEY;
                 next = block.as_ref().next_in_page;
             }
         }
@@ -368,15 +372,14 @@ impl Departure {
         unsafe { self.exit.as_ref() }.links[self.way as usize]
     }
 
-    /// Links the two if both lie in one page and nothing but it. Only if no block was dropped since.
+    /// Links the two if both lie in one page and nothing but it; from one page to another, guesses. Only
+    /// if no block was dropped since.
     pub(crate) fn connect(self, to: NonNull<Block>) {
         // SAFETY: nothing was dropped, so the arena has not started anew.
         let (exit, target) = unsafe { (&mut *self.exit.as_ptr(), to.as_ref().key >> 3) };
-        if in_page(exit.physical, self.by)
-            && exit.second == NONE
-            && Block::second(to).is_none()
-            && (exit.physical ^ target) & !0xfff == 0
-        {
+        if !in_page(exit.physical, self.by) {
+            exit.guess = to;
+        } else if Block::second(to).is_none() && (exit.physical ^ target) & !0xfff == 0 {
             exit.links[self.way as usize] = to;
         }
     }
@@ -412,12 +415,19 @@ pub(crate) fn follow(c: &mut Core, exit: NonNull<Exit>, way: Way, by: u64) -> Fl
 
 #[inline(never)]
 fn leave_by(c: &mut Core, departure: Departure) -> Flow {
-    // SAFETY: as in `follow`.
-    let physical = unsafe { departure.exit.as_ref() }.physical;
-    if !in_page(physical, departure.by) && c.code_size == crate::core::CodeSize::Bits64 {
-        return jump(c);
-    }
     c.departure = Some(departure);
+    // SAFETY: as in `follow`.
+    let exit = unsafe { departure.exit.as_ref() };
+    if !in_page(exit.physical, departure.by)
+        && c.code_size == CodeSize::Bits64
+        && let Some(page) = c.tlb.fetch_hit(c.rip(), c.bank)
+    {
+        let key = key(page | c.rip() & 0xfff, CodeSize::Bits64, false);
+        // SAFETY: the arena keeps what was dropped, and starts anew with all exits in it.
+        if unsafe { exit.guess.as_ref() }.key == key && Block::second(exit.guess).is_none() {
+            return enter(c, exit.guess, |_| Flow::Direct);
+        }
+    }
     Flow::Direct
 }
 
@@ -436,6 +446,6 @@ pub(crate) fn jump(c: &mut Core) -> Flow {
 
 /// What tells blocks apart: where, in which mode, and whether it is a single instruction.
 #[inline(always)]
-pub(crate) fn key(physical: u64, size: crate::core::CodeSize, alone: bool) -> u64 {
+pub(crate) fn key(physical: u64, size: CodeSize, alone: bool) -> u64 {
     physical << 3 | (size as u64) << 1 | u64::from(alone)
 }

@@ -23,6 +23,9 @@ use crate::opcodes::{Support, support};
 const OPTIONS: u32 =
     DecoderOptions::NO_MPFX_0FBC | DecoderOptions::NO_MPFX_0FBD | DecoderOptions::NO_LAHF_SAHF_64;
 
+/// Most instructions of a block: [`Op::rest`] counts them.
+const MAX_COUNT: usize = u8::MAX as usize;
+
 /// Longest instruction (SDM vol. 2, 2.3.11).
 const MAX_LENGTH: usize = 15;
 
@@ -35,12 +38,21 @@ pub(super) struct Builder<'a> {
     pub op: Op,
     /// The op is the last of its block.
     pub ends: bool,
+    /// The op does nothing at all, so that none is needed.
+    pub nothing: bool,
 }
 
 impl Builder<'_> {
     /// Chooses the handler.
     pub(super) fn with(mut self, handler: Handler) -> Self {
         self.op.handler = handler;
+        self
+    }
+
+    /// The instruction does nothing.
+    pub(super) fn nothing(mut self) -> Self {
+        self.op.handler = crate::exec::data::nop;
+        self.nothing = true;
         self
     }
 
@@ -87,6 +99,7 @@ fn build<'a>(ins: &'a Instruction, raw: &'a [u8], size: CodeSize) -> Builder<'a>
         size,
         op: empty_op(),
         ends: false,
+        nothing: false,
     };
     if support(ins.mnemonic()) == Support::Absent {
         return builder.undefined();
@@ -172,7 +185,9 @@ impl Core {
                 (Some(first), Some(last)) if !alone => fuse::fuse(first, last, &op, &ins),
                 _ => false,
             };
-            if !fused {
+            if built.nothing && !alone {
+                // Counted, and stepped over.
+            } else if !fused {
                 block.ops.push(op);
                 fusible = fuse::first(&ins, &op, self.code_size);
             }
@@ -181,6 +196,7 @@ impl Core {
                 || block.second.is_some()
                 || offset >= available
                 || block.ops.len() + 1 >= MAX_OPS
+                || usize::from(block.count) + 1 >= MAX_COUNT
             {
                 break;
             }

@@ -134,6 +134,12 @@ impl Cpu {
         self.core.export()
     }
 
+    /// Whether maskable interrupts are accepted (RFLAGS.IF): what an idle machine asks, without the
+    /// cost of [`Cpu::state`].
+    pub fn interrupts_enabled(&self) -> bool {
+        self.core.interrupts_enabled()
+    }
+
     /// Replaces the architectural state; a CPU that had ended may run again.
     ///
     /// # Errors

@@ -16,12 +16,14 @@
 //! |---|---|
 //! | [`ring`] | the log ring beside other rings |
 //! | [`channel`] | the logging channel |
+//! | [`cpu`] | the software CPU beside QEMU: a kernel's boot, and bare loops |
 //! | [`output_latency`] | what the output rule adds to a packet |
 //! | [`load`] | is the client of the others: open-loop memcached over UDP, and echo |
 //! | [`redis`] | is a client that checks: Redis over TCP, histories, linearizability |
 //! | [`pingpong`] | is the yardstick: a bare TCP ping-pong |
 
 pub mod channel;
+pub mod cpu;
 pub mod load;
 pub mod output_latency;
 pub mod pingpong;

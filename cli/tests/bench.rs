@@ -55,6 +55,30 @@ fn the_ring_suite_runs_small() {
 }
 
 #[test]
+fn the_cpu_suite_runs_small() {
+    let guests = ["compute", "memory", "syscall", "fault"];
+    let series = |contender: &str| guests.map(|guest| format!("{guest}/{contender}"));
+    let mut wanted = series("lockstep").to_vec();
+    if Command::new("qemu-system-x86_64")
+        .arg("--version")
+        .output()
+        .is_ok()
+    {
+        wanted.extend(series("qemu -icount"));
+        wanted.extend(series("qemu"));
+    } else {
+        not_run::report(
+            "the_cpu_suite_runs_small",
+            "compares nothing: qemu-system-x86_64 is missing (package qemu-system-x86)",
+        );
+    }
+    runs_small(
+        "cpu",
+        &wanted.iter().map(String::as_str).collect::<Vec<_>>(),
+    );
+}
+
+#[test]
 fn the_channel_suite_runs_small() {
     runs_small("channel", &[]);
 }

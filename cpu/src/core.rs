@@ -2,14 +2,14 @@
 
 use std::ptr::NonNull;
 
-use crate::blocks::BlockCache;
+use crate::blocks::{BlockCache, Departure};
 use crate::bus::Bus;
 use crate::exec::int::Int;
 use crate::flags;
 use crate::fpu::Fpu;
 use crate::memory::PhysicalMemory;
 use crate::model::CpuModel;
-use crate::op::{Flow, RIP};
+use crate::op::RIP;
 use crate::state::{DescriptorTable, Segment};
 use crate::tlb::Tlb;
 
@@ -87,33 +87,42 @@ pub(crate) const SHADOW_STI: u8 = 1;
 /// See [`SHADOW_STI`].
 pub(crate) const SHADOW_SS: u8 = 2;
 
-/// The processor's state, registers first.
+/// Instructions for which blocks run into each other before the dispatch loop has a look: enough for
+/// the look to cost nothing, and few enough for a bounded stack (see [`crate::op`]).
+pub(crate) const SLICE: u64 = 4096;
+
+/// The processor's state, what handlers use most first: its offsets are the shortest.
+#[repr(C)]
 pub(crate) struct Core {
     /// RAX..R15, a zero, and the linear start of the running block (RIP between blocks).
     pub regs: [u64; 18],
     /// Bases by segment number (two places to spare); in 64-bit mode zero but for FS and GS.
     pub seg_base: [u64; 8],
+    /// Instructions that may still retire in this slice; those of the running block are taken off
+    /// beforehand.
+    pub remaining: u64,
+    /// Offset of the bank of the translation caches: by CPL.
+    pub bank: usize,
     /// Status flags in the layout of [`crate::flags`].
     pub flags: u16,
-    pub leave_ordinal: u8,
     /// The running op is alone in its block and may touch the bus.
     pub alone: bool,
     /// Since the last look at the boundary, the bus was used.
     pub bus_used: bool,
     pub cpl: u8,
     pub code_size: CodeSize,
-    /// Offset of the bank of the translation caches: by CPL.
-    pub bank: usize,
-    /// Instructions that may still retire; those of the running block are taken off beforehand.
-    pub remaining: u64,
-    /// The position at which `remaining` reaches zero.
+    /// The position at which `remaining` reaches zero: the slice's end.
     pub limit: u64,
+    /// The position at which the run ends.
+    pub end: u64,
+    /// Which way the last block was left, for [`crate::op::Flow::Direct`].
+    pub departure: Option<Departure>,
     /// TSC at position 0 (wrapping).
     pub tsc_offset: u64,
     pub leave: Leave,
+    pub blocks: BlockCache,
     pub tlb: Tlb,
     pub memory: PhysicalMemory,
-    pub blocks: BlockCache,
     /// RFLAGS without the status flags.
     pub system_flags: u64,
     pub segments: [Segment; 6],
@@ -215,6 +224,22 @@ impl Core {
     /// The time-stamp counter after `retired` instructions.
     pub(crate) fn tsc(&self, retired: u64) -> u64 {
         retired.wrapping_add(self.tsc_offset)
+    }
+
+    /// Instructions retired so far, between two instructions.
+    pub(crate) fn retired(&self) -> u64 {
+        self.limit.wrapping_sub(self.remaining)
+    }
+
+    /// Adds to the slice what the run still allows. False: nothing.
+    pub(crate) fn extend_slice(&mut self) -> bool {
+        let more = self
+            .end
+            .wrapping_sub(self.limit)
+            .min(SLICE.saturating_sub(self.remaining));
+        self.limit = self.limit.wrapping_add(more);
+        self.remaining += more;
+        more != 0
     }
 
     pub(crate) fn rflags(&self) -> u64 {
@@ -329,17 +354,4 @@ impl Core {
 #[inline(always)]
 pub(crate) fn canonical(address: u64) -> bool {
     ((address << 16) as i64 >> 16) as u64 == address
-}
-
-/// Ends a block whose handler computed RIP in a result.
-pub(crate) fn indirect(c: &mut Core, rip: u64) -> Result<Flow, Raised> {
-    if c.code_size == CodeSize::Bits64 {
-        if !canonical(rip) {
-            return Err(c.gp());
-        }
-        c.set_rip(rip);
-    } else {
-        c.set_rip(rip & 0xffff_ffff);
-    }
-    Ok(Flow::Indirect)
 }

@@ -4,15 +4,15 @@ use std::ptr::NonNull;
 
 use vm_memory::GuestMemoryMmap;
 
-use crate::blocks::{Block, BlockCache};
+use crate::blocks::{self, Block, BlockCache};
 use crate::bus::Bus;
 use crate::core::{Core, Leave, Raised, VECTOR_NMI};
 use crate::fpu::Fpu;
 use crate::memory::PhysicalMemory;
 use crate::model::CpuModel;
-use crate::op::{At, Flow};
+use crate::op::Flow;
 use crate::state::{CpuState, StateError};
-use crate::tlb::{Access, Tlb, slot};
+use crate::tlb::{Access, Tlb};
 
 /// Exceptions in a row, with no instruction retired, after which the guest is said to be stuck.
 const MAX_DELIVERIES: u32 = 1 << 16;
@@ -95,8 +95,9 @@ impl Cpu {
         // SAFETY: only the lifetime changes; the pointer is cleared below, before `bus` ends.
         core.bus =
             Some(unsafe { std::mem::transmute::<NonNull<dyn Bus + '_>, NonNull<dyn Bus>>(bus) });
-        core.limit = core.limit.wrapping_sub(core.remaining).wrapping_add(budget);
-        core.remaining = budget;
+        core.end = core.retired().wrapping_add(budget);
+        core.limit = core.retired();
+        core.remaining = 0;
         let exit = core.dispatch();
         core.bus = None;
         if matches!(
@@ -110,7 +111,7 @@ impl Cpu {
 
     /// Instructions retired since the count's start: the position.
     pub fn retired(&self) -> u64 {
-        self.core.limit.wrapping_sub(self.core.remaining)
+        self.core.retired()
     }
 
     /// Sets the count, for a state that was saved there. The TSC keeps its present value.
@@ -118,6 +119,7 @@ impl Cpu {
         let tsc = self.core.tsc(self.retired());
         self.core.remaining = 0;
         self.core.limit = retired;
+        self.core.end = retired;
         self.set_tsc(tsc);
     }
 
@@ -130,6 +132,12 @@ impl Cpu {
     /// The architectural state, complete but for guest memory.
     pub fn state(&self) -> CpuState {
         self.core.export()
+    }
+
+    /// Whether maskable interrupts are accepted (RFLAGS.IF): what an idle machine asks, without the
+    /// cost of [`Cpu::state`].
+    pub fn interrupts_enabled(&self) -> bool {
+        self.core.interrupts_enabled()
     }
 
     /// Replaces the architectural state; a CPU that had ended may run again.
@@ -176,14 +184,15 @@ impl Core {
             regs: [0; 18],
             seg_base: [0; 8],
             flags: 0,
-            leave_ordinal: 0,
+            remaining: 0,
+            bank: 0,
             alone: false,
             bus_used: false,
             cpl: 0,
             code_size: crate::core::CodeSize::Bits64,
-            bank: 0,
-            remaining: 0,
             limit: 0,
+            end: 0,
+            departure: None,
             tsc_offset: 0,
             leave: Leave::Alone,
             tlb: Tlb::new(),
@@ -226,17 +235,10 @@ impl Core {
         })
     }
 
-    /// What a jump in the cache must agree with: mode, privilege and what addresses mean.
-    #[inline(always)]
-    fn context(&self) -> u64 {
-        self.tlb.generation << 8 | (self.code_size as u64) << 1 | (self.bank != 0) as u64
-    }
-
     /// Runs until there is a reason to return.
     fn dispatch(&mut self) -> RunExit {
         self.bus_used = false;
         loop {
-            self.blocks.reap();
             match self.boundary() {
                 Ok(true) => {}
                 Ok(false) => continue,
@@ -258,7 +260,7 @@ impl Core {
                 return Err(RunExit::StopRequested);
             }
         }
-        if self.remaining == 0 {
+        if self.remaining == 0 && !self.extend_slice() {
             return Err(RunExit::Budget);
         }
         if self.shadow != 0 {
@@ -306,75 +308,63 @@ impl Core {
         Ok(true)
     }
 
-    /// Runs linked blocks until one wants the boundary looked at.
+    /// Runs blocks until one wants the boundary looked at.
     fn chain(&mut self) -> Result<(), RunExit> {
-        let mut block = match self.lookup(false) {
-            Ok(block) => block,
-            Err(Raised) => return self.left(),
+        let start = self.retired();
+        let Ok(mut block) = self.lookup(false) else {
+            return self.left();
         };
         loop {
-            // SAFETY: found or linked just now; dropped blocks are freed only by `reap`, which runs
-            // when no block does.
-            let b = unsafe { block.as_ref() };
-            if b.count > self.remaining {
+            // SAFETY: found just now, or linked to a block that has just run: in the arena.
+            let count = u64::from(unsafe { block.as_ref() }.count);
+            if count > self.remaining {
+                if self.extend_slice() {
+                    continue;
+                }
                 if self.remaining > 0 {
                     self.step()?;
                 }
                 return Ok(());
             }
-            self.remaining -= b.count;
-            let start = self.rip();
-            // SAFETY: a block has at least one op, and outlives this call (see above).
-            let first = unsafe { At::first(NonNull::new_unchecked(b.ops.as_ptr().cast_mut())) };
-            let flow = (first.handler)(self, first);
-            match flow {
-                Flow::Fall | Flow::Taken => {
-                    if let Some(next) = b.links[flow as usize] {
-                        block = next;
-                        continue;
-                    }
-                    let next = match self.lookup(false) {
-                        Ok(next) => next,
-                        Err(Raised) => return self.left(),
-                    };
-                    // SAFETY: found just now.
-                    let n = unsafe { next.as_ref() };
-                    let offset = (b.physical & 0xfff).wrapping_add(self.rip().wrapping_sub(start));
-                    if offset < 0x1000
-                        && b.second.is_none()
-                        && n.second.is_none()
-                        && (b.physical ^ n.physical) & !0xfff == 0
-                    {
-                        // SAFETY: no handler runs, so nobody else reads or writes this block; `b`
-                        // is not used after this line.
-                        unsafe { (*block.as_ptr()).links[flow as usize] = Some(next) };
-                    }
-                    block = next;
-                }
-                Flow::Indirect => {
-                    block = match self.blocks.jump(self.rip(), self.context()) {
-                        Some(next) => next,
-                        None => match self.lookup(false) {
-                            Ok(next) => next,
-                            Err(Raised) => return self.left(),
-                        },
-                    };
-                }
+            self.remaining -= count;
+            let first = Block::first(block);
+            let found = match (first.handler)(self, first) {
+                Flow::Direct => self.successor(),
+                Flow::Indirect => self.lookup(false),
                 Flow::Sync => {
                     self.deliveries = 0;
                     return Ok(());
                 }
-                Flow::Leave => {
-                    self.remaining = self
-                        .remaining
-                        .wrapping_add(b.count - u64::from(self.leave_ordinal));
-                    if self.leave_ordinal > 0 {
+                Flow::Leave => Err(Raised),
+            };
+            match found {
+                Ok(next) => block = next,
+                Err(Raised) => {
+                    if self.retired() != start {
                         self.deliveries = 0;
                     }
                     return self.left();
                 }
             }
         }
+    }
+
+    /// The block behind a direct exit, linked from now on where that may be.
+    #[inline(never)]
+    fn successor(&mut self) -> Result<NonNull<Block>, Raised> {
+        let departure = self
+            .departure
+            .expect("set by the exit that answered Flow::Direct");
+        let link = departure.link();
+        if !self.blocks.is_stub(link) {
+            return Ok(link);
+        }
+        let epoch = self.blocks.epoch;
+        let next = self.lookup(false)?;
+        if self.blocks.epoch == epoch {
+            departure.connect(next);
+        }
+        Ok(next)
     }
 
     /// Executes one instruction by itself. Whether it retired.
@@ -391,13 +381,12 @@ impl Core {
     fn step_alone(&mut self) -> Result<(), Raised> {
         let block = self.lookup(true)?;
         // SAFETY: as in `chain`.
-        let b = unsafe { block.as_ref() };
-        debug_assert_eq!(b.count, 1);
-        self.remaining -= 1;
-        // SAFETY: as in `chain`.
-        let first = unsafe { At::first(NonNull::new_unchecked(b.ops.as_ptr().cast_mut())) };
+        debug_assert_eq!(unsafe { block.as_ref() }.count, 1);
+        // A slice of this one instruction, so that its exit goes nowhere.
+        self.limit = self.retired().wrapping_add(1);
+        self.remaining = 0;
+        let first = Block::first(block);
         if (first.handler)(self, first) == Flow::Leave {
-            self.remaining = self.remaining.wrapping_add(1);
             return Err(Raised);
         }
         self.deliveries = 0;
@@ -429,19 +418,11 @@ impl Core {
     #[inline(never)]
     fn lookup(&mut self, alone: bool) -> Result<NonNull<Block>, Raised> {
         let rip = self.rip();
-        let context = self.context();
-        if !alone && let Some(block) = self.blocks.jump(rip, context) {
-            return Ok(block);
-        }
         let linear = self.fetch_linear(rip)?;
         let physical = self.fetch_page(linear)? | linear & 0xfff;
-        let key = physical << 3 | (self.code_size as u64) << 1 | u64::from(alone);
+        let key = blocks::key(physical, self.code_size, alone);
         if let Some(block) = self.blocks.find(key) {
-            // SAFETY: found just now.
-            let Some(second) = unsafe { block.as_ref() }.second else {
-                if !alone {
-                    self.blocks.remember_jump(rip, context, block);
-                }
+            let Some(second) = Block::second(block) else {
                 return Ok(block);
             };
             let next = self.fetch_linear(rip.wrapping_add(0x1000) & !0xfff)?;
@@ -449,20 +430,20 @@ impl Core {
                 return Ok(block);
             }
         }
-        let block = self.decode_block(physical, key, alone)?;
-        let crosses = block.second;
-        let (pointer, fresh) = self.blocks.insert(block);
+        let draft = self.decode_block(physical, key, alone)?;
+        let (block, fresh) = self.blocks.insert(&draft);
         if fresh {
-            for page in [Some(physical & !0xfff), crosses].into_iter().flatten() {
+            for page in [Some(physical & !0xfff), draft.second]
+                .into_iter()
+                .flatten()
+            {
                 if let Some(host) = self.memory.host(page) {
                     self.tlb.protect(host);
                 }
             }
         }
-        if !alone && crosses.is_none() {
-            self.blocks.remember_jump(rip, context, pointer);
-        }
-        Ok(pointer)
+        self.blocks.scratch = draft.ops;
+        Ok(block)
     }
 
     /// Linear address of an instruction pointer.
@@ -481,9 +462,8 @@ impl Core {
 
     /// Physical page of a linear address, for fetching.
     pub(crate) fn fetch_page(&mut self, linear: u64) -> Result<u64, Raised> {
-        let entry = self.tlb.fetch[slot(linear, self.bank)];
-        if entry.tag == linear & !0xfff {
-            return Ok(entry.addend);
+        if let Some(page) = self.tlb.fetch_hit(linear, self.bank) {
+            return Ok(page);
         }
         let physical = self.translate(linear, Access::Fetch, self.cpl == 3)?;
         if self.memory.host(physical).is_none() {

@@ -172,17 +172,17 @@ impl Core {
         if !canonical(offset) {
             return Err(self.raise_code(VECTOR_GP, ext));
         }
-        let mut frame = Vec::with_capacity(6);
-        frame.extend(error.map(u64::from));
-        frame.extend([
+        let frame = [
+            u64::from(error.unwrap_or(0)),
             rip,
             u64::from(self.segments[usize::from(CS)].selector),
             self.rflags() & !RF | rf,
             self.regs[4],
             u64::from(self.segments[usize::from(SS)].selector),
-        ]);
+        ];
+        let frame = &frame[usize::from(error.is_none())..];
         let top = (stack & !15).wrapping_sub(8 * frame.len() as u64);
-        self.push_frame(top, &frame, cpl, ext)?;
+        self.push_frame(top, frame, cpl, ext)?;
 
         self.regs[4] = top;
         if cpl != self.cpl {

@@ -30,6 +30,9 @@ impl PhysicalMemory {
                 .get_host_address(vm_memory::MemoryRegionAddress(0))
                 .expect("a mapped region has an address at 0");
             if start & 0xfff == 0 && length > 0 {
+                // SAFETY: the advised range is a mapping that `owner` keeps. Advice only: where the
+                // host has no huge pages to give, it is slower, not wrong.
+                unsafe { libc::madvise(host.cast(), length as usize, libc::MADV_HUGEPAGE) };
                 regions.push(Region {
                     start,
                     length,

@@ -7,7 +7,7 @@ use crate::core::{
 use crate::exec::int::Int;
 use crate::memory::PHYSICAL_BITS;
 use crate::op::{At, Flow, SS, ok};
-use crate::tlb::{Access, ENTRIES, slot};
+use crate::tlb::{Access, ENTRIES, Insertion, slot};
 
 const PRESENT: u64 = 1;
 const WRITABLE: u64 = 1 << 1;
@@ -472,17 +472,25 @@ impl Core {
     pub(crate) fn code_written(&mut self, physical: u64, length: usize) {
         if self.blocks.holds_code(physical, length) {
             self.blocks.drop_page(physical);
-            self.tlb.generation += 1;
         }
     }
 
-    /// Translates one address and, where nothing speaks against it, enters it in the caches.
+    /// Translates one address: from the caches, or by a walk whose result, where nothing speaks against
+    /// it, they then hold. What they hold is a function of the instructions executed, not of how the
+    /// run was cut or what code was decoded: a walk may set accessed and dirty bits.
     pub(crate) fn translate(
         &mut self,
         linear: u64,
         access: Access,
         user: bool,
     ) -> Result<u64, Raised> {
+        let bank = if user { ENTRIES } else { 0 };
+        if let Some(page) = self.tlb.find(access, bank, linear) {
+            if access == Access::Write && !self.blocks.is_code_page(page) {
+                self.tlb.unprotect(bank, linear);
+            }
+            return Ok(page | linear & 0xfff);
+        }
         let found = match self.walk(linear, access, user) {
             Ok(found) => found,
             Err(error) => {
@@ -495,10 +503,16 @@ impl Core {
             }
         };
         let page = found.physical & !0xfff;
-        let bank = if user { ENTRIES } else { 0 };
+        let insertion = |addend| Insertion {
+            bank,
+            linear: linear & !0xfff,
+            addend,
+            physical: page,
+            global: found.global,
+            large: found.large,
+        };
         if access == Access::Fetch {
-            self.tlb
-                .insert(access, bank, linear, page, found.global, found.large);
+            self.tlb.insert(access, insertion(page));
             return Ok(found.physical);
         }
         let Some(host) = self.memory.host(page) else {
@@ -508,23 +522,12 @@ impl Core {
             return Ok(found.physical);
         }
         let addend = host.wrapping_sub(linear & !0xfff);
-        self.tlb.insert(
-            Access::Read,
-            bank,
-            linear,
-            addend,
-            found.global,
-            found.large,
-        );
-        if found.write_ready && !self.blocks.is_code_page(page) {
-            self.tlb.insert(
-                Access::Write,
-                bank,
-                linear,
-                addend,
-                found.global,
-                found.large,
-            );
+        self.tlb.insert(Access::Read, insertion(addend));
+        if found.write_ready {
+            self.tlb.insert(Access::Write, insertion(addend));
+            if self.blocks.is_code_page(page) {
+                self.tlb.protect(host);
+            }
         }
         Ok(found.physical)
     }

@@ -1,9 +1,11 @@
 //! The pre-decoded operation: what the decoder writes and a handler executes.
 //!
 //! A block is an array of [`Op`]s. Each handler does its work and then calls the handler of the next
-//! op as its last act, which an optimised build turns into a jump; a block holds at most
-//! [`crate::blocks::MAX_OPS`] ops, so an unoptimised build needs a bounded stack.
+//! op as its last act, which an optimised build turns into a jump; the last op goes on to the linked
+//! block in the same way. Nothing depends on those jumps but speed: blocks run into each other only
+//! for [`crate::core::SLICE`] instructions at a time, so an unoptimised build needs a bounded stack.
 
+use crate::blocks::{Exit, Way, follow};
 use crate::core::Core;
 use std::ops::Deref;
 use std::ptr::NonNull;
@@ -15,15 +17,13 @@ pub(crate) type Handler = fn(&mut Core, At) -> Flow;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Flow {
-    /// All retired; RIP is the address behind the block (its first link).
-    Fall,
-    /// All retired; RIP is the target of the direct branch that ends the block (its second link).
-    Taken,
-    /// All retired; RIP was computed.
+    /// All retired; RIP is set, [`Core::departure`] says which link goes there.
+    Direct,
+    /// All retired; RIP is set.
     Indirect,
     /// All retired; RIP is set, and the boundary needs a look (interrupts, stop, traps).
     Sync,
-    /// The op at [`Core::leave_ordinal`] did not retire; RIP is its address, [`Core::leave`] the why.
+    /// An op did not retire; RIP is its address, [`Core::leave`] the why.
     Leave,
 }
 
@@ -58,8 +58,8 @@ pub(crate) struct Op {
     pub scale: u8,
     /// Segment of the memory operand.
     pub seg: u8,
-    /// Instructions in the block before this one.
-    pub ordinal: u8,
+    /// Instructions of the block from this one on.
+    pub rest: u8,
     /// Length in bytes (of both instructions when two are fused).
     pub len: u8,
     /// Where the instruction starts, relative to the block.
@@ -97,7 +97,8 @@ impl At {
     pub(crate) fn leave(self, c: &mut Core) -> Flow {
         c.regs[usize::from(RIP / 8)] =
             c.regs[usize::from(RIP / 8)].wrapping_add(u64::from(self.offset));
-        c.leave_ordinal = self.ordinal;
+        // They were taken off when the block began.
+        c.remaining = c.remaining.wrapping_add(u64::from(self.rest));
         Flow::Leave
     }
 
@@ -107,11 +108,39 @@ impl At {
         u64::from(self.offset) + u64::from(self.len)
     }
 
+    /// The exit of the block whose last op but `branch::fall` this is, or which is that one.
+    #[inline(always)]
+    fn exit(self, fall: bool) -> NonNull<Exit> {
+        // SAFETY: behind the last op, `branch::fall`, of every block stands its exit.
+        unsafe { self.0.add(if fall { 1 } else { 2 }).cast() }
+    }
+
     /// Retires this op, the last of its block, and goes on behind it.
     #[inline(always)]
     pub(crate) fn done(self, c: &mut Core) -> Flow {
         c.advance(self.end());
-        Flow::Fall
+        follow(c, self.exit(false), Way::Behind, self.end())
+    }
+
+    /// Retires this op, the last of its block, and goes on at a distance from the block's start, to
+    /// which RIP has been moved.
+    #[inline(always)]
+    pub(crate) fn take(self, c: &mut Core, by: u64) -> Flow {
+        follow(c, self.exit(false), Way::Target, by)
+    }
+
+    /// As [`At::take`], behind this op.
+    #[inline(always)]
+    pub(crate) fn pass(self, c: &mut Core) -> Flow {
+        follow(c, self.exit(false), Way::Behind, self.end())
+    }
+
+    /// Goes on behind a block that runs into the next; this is its last op, and no instruction.
+    #[inline(always)]
+    pub(crate) fn fall(self, c: &mut Core) -> Flow {
+        let by = u64::from(self.offset);
+        c.advance(by);
+        follow(c, self.exit(true), Way::Behind, by)
     }
 
     /// Retires this op, the last of its block, and has the boundary looked at.
@@ -126,9 +155,8 @@ impl Deref for At {
     type Target = Op;
     #[inline(always)]
     fn deref(&self) -> &Op {
-        // SAFETY: `first` requires a live block, `next` stays inside it, and nothing frees or writes
-        // a block while its handlers run (the block cache buries dropped blocks until the dispatch
-        // loop is back).
+        // SAFETY: `first` requires a live block, `next` stays inside it, and nothing overwrites a
+        // block while handlers run (the block cache starts anew only in a look-up).
         unsafe { self.0.as_ref() }
     }
 }

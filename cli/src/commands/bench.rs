@@ -8,16 +8,18 @@ use crate::scenario::{Scenario, ScenarioError, ScenarioOptions, Tenant};
 use arms::{OwnedArm, round_trip};
 use clap::{Args, Subcommand};
 use lockstep_bench::channel::{self, ChannelBenchError};
+use lockstep_bench::cpu::{self, CpuBenchError, CpuOptions, Guest};
 use lockstep_bench::load::LoadConfig;
 use lockstep_bench::output_latency::{self, Arm, OutputLatencyError, Yardstick};
 use lockstep_bench::pingpong::Waiting;
 use lockstep_bench::report::{Report, ReportError, Summary};
 use lockstep_bench::ring::{self, RingBenchError, RingOptions};
+use lockstep_guest::debian::{COMMAND_LINE, READY_MARKER};
 use lockstep_vmm::host::namespaces::{self, NamespaceError};
 use lockstep_vmm::machine::engine::EngineChoice;
 use lockstep_vmm::settings::{Settings, TransportKind, Wait};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -55,6 +57,31 @@ enum Suite {
     Channel,
     /// What the output rule adds to a packet: unprotected, shm and tcp in one run
     OutputLatency(OutputLatencyArguments),
+    /// The software CPU beside QEMU's, with and without -icount: a kernel's boot, and bare loops
+    Cpu(CpuArguments),
+}
+
+/// Arguments of `lockstep bench cpu`.
+#[derive(Debug, Args)]
+struct CpuArguments {
+    /// The kernel whose boot is measured, a bzImage: that of 'lockstep guest build', for one
+    #[arg(long, value_name = "FILE", requires = "initrd")]
+    kernel: Option<PathBuf>,
+    /// Its initial RAM disk
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    initrd: Option<PathBuf>,
+    /// What the guest says on its serial port when user space is there
+    #[arg(long, value_name = "TEXT", default_value = READY_MARKER)]
+    until: String,
+    /// The kernel's command line
+    #[arg(long, value_name = "WORDS", default_value = COMMAND_LINE)]
+    append: String,
+    /// Times that each contender takes its turn
+    #[arg(long, value_name = "NUMBER", default_value_t = 5)]
+    rounds: usize,
+    /// The program that is compared with
+    #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
+    qemu: PathBuf,
 }
 
 /// Arguments of `lockstep bench output-latency`.
@@ -86,6 +113,17 @@ pub enum BenchError {
     /// `output-latency`
     #[error(transparent)]
     OutputLatency(#[from] OutputLatencyError),
+    /// `cpu`
+    #[error(transparent)]
+    Cpu(#[from] CpuBenchError),
+    /// An image.
+    #[error("{}: {source}", path.display())]
+    Image {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// Its network.
     #[error("output-latency needs network namespaces of its own: {0}")]
     Namespaces(#[from] NamespaceError),
@@ -110,6 +148,7 @@ pub fn bench(arguments: &BenchArguments, settings: Settings) -> Result<ExitCode,
         Suite::Ring => "ring",
         Suite::Channel => "channel",
         Suite::OutputLatency(_) => "output-latency",
+        Suite::Cpu(_) => "cpu",
     };
     if matches!(arguments.suite, Suite::OutputLatency(_)) {
         namespaces::gain()?;
@@ -132,6 +171,15 @@ pub fn bench(arguments: &BenchArguments, settings: Settings) -> Result<ExitCode,
             true
         }
         Suite::OutputLatency(suite) => output_latency(suite, settings, small, &mut report)?,
+        Suite::Cpu(suite) => {
+            let options = cpu_options(suite, small)?;
+            let progress = Progress::new();
+            let missing = cpu::run(&options, &mut report, &mut |doing| progress.step(doing))?;
+            for what in missing {
+                progress.note(&what);
+            }
+            true
+        }
     };
     let summary: Summary = report.finish()?;
     if arguments.all.json {
@@ -144,6 +192,37 @@ pub fn bench(arguments: &BenchArguments, settings: Settings) -> Result<ExitCode,
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
+    })
+}
+
+fn cpu_options(arguments: &CpuArguments, small: bool) -> Result<CpuOptions, BenchError> {
+    let read = |path: &Path| {
+        std::fs::read(path).map_err(|source| BenchError::Image {
+            path: path.to_owned(),
+            source,
+        })
+    };
+    let boot = match (&arguments.kernel, &arguments.initrd) {
+        (Some(kernel), Some(initrd)) => Some(Guest::boot(
+            read(kernel)?,
+            read(initrd)?,
+            arguments.append.clone(),
+            arguments.until.clone(),
+        )),
+        _ => None,
+    };
+    let options = if small {
+        CpuOptions::small()
+    } else {
+        CpuOptions {
+            rounds: arguments.rounds.max(1),
+            ..CpuOptions::default()
+        }
+    };
+    Ok(CpuOptions {
+        boot,
+        qemu: arguments.qemu.clone(),
+        ..options
     })
 }
 

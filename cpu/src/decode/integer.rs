@@ -147,7 +147,7 @@ pub(super) fn build(b: Builder<'_>) -> Outcome<'_> {
         | Insd | Outsb | Outsw | Outsd => return strings(b),
         Nop | Pause | Prefetch | Prefetchw | Prefetchwt1 | Prefetchnta | Prefetcht0
         | Prefetcht1 | Prefetcht2 | Lfence | Mfence | Sfence | Endbr32 | Endbr64 | Reservednop => {
-            b.with(data::nop)
+            b.nothing()
         }
         _ => return conditional(b),
     })

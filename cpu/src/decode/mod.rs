@@ -13,7 +13,7 @@ mod x87;
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 
-use crate::blocks::{Block, MAX_OPS};
+use crate::blocks::{Draft, MAX_OPS};
 use crate::core::{CodeSize, Core, Raised};
 use crate::exec::{branch, system as exec_system};
 use crate::op::{Handler, Op, ZERO};
@@ -22,6 +22,9 @@ use crate::opcodes::{Support, support};
 /// The model has no BMI (F3 0F BC is BSF), and no LAHF or SAHF in 64-bit mode.
 const OPTIONS: u32 =
     DecoderOptions::NO_MPFX_0FBC | DecoderOptions::NO_MPFX_0FBD | DecoderOptions::NO_LAHF_SAHF_64;
+
+/// Most instructions of a block: [`Op::rest`] counts them.
+const MAX_COUNT: usize = u8::MAX as usize;
 
 /// Longest instruction (SDM vol. 2, 2.3.11).
 const MAX_LENGTH: usize = 15;
@@ -35,12 +38,21 @@ pub(super) struct Builder<'a> {
     pub op: Op,
     /// The op is the last of its block.
     pub ends: bool,
+    /// The op does nothing at all, so that none is needed.
+    pub nothing: bool,
 }
 
 impl Builder<'_> {
     /// Chooses the handler.
     pub(super) fn with(mut self, handler: Handler) -> Self {
         self.op.handler = handler;
+        self
+    }
+
+    /// The instruction does nothing.
+    pub(super) fn nothing(mut self) -> Self {
+        self.op.handler = crate::exec::data::nop;
+        self.nothing = true;
         self
     }
 
@@ -72,7 +84,7 @@ fn empty_op() -> Op {
         index: ZERO,
         scale: 0,
         seg: 0,
-        ordinal: 0,
+        rest: 0,
         len: 0,
         offset: 0,
         aux: 0,
@@ -87,6 +99,7 @@ fn build<'a>(ins: &'a Instruction, raw: &'a [u8], size: CodeSize) -> Builder<'a>
         size,
         op: empty_op(),
         ends: false,
+        nothing: false,
     };
     if support(ins.mnemonic()) == Support::Absent {
         return builder.undefined();
@@ -113,8 +126,15 @@ impl Core {
         physical: u64,
         key: u64,
         alone: bool,
-    ) -> Result<Block, Raised> {
-        let mut block = Block::new(key, physical);
+    ) -> Result<Draft, Raised> {
+        let mut block = Draft {
+            key,
+            ops: std::mem::take(&mut self.blocks.scratch),
+            count: 0,
+            length: 0,
+            second: None,
+        };
+        block.ops.clear();
         let bits = match self.code_size {
             CodeSize::Bits16 => 16,
             CodeSize::Bits32 => 32,
@@ -155,7 +175,8 @@ impl Core {
             let mut op = built.op;
             let ends = built.ends;
             let length = ins.len().clamp(1, MAX_LENGTH);
-            op.ordinal = block.count as u8;
+            // For now what comes before it.
+            op.rest = block.count as u8;
             op.len = length as u8;
             op.offset = offset as u16;
             offset += length;
@@ -164,7 +185,9 @@ impl Core {
                 (Some(first), Some(last)) if !alone => fuse::fuse(first, last, &op, &ins),
                 _ => false,
             };
-            if !fused {
+            if built.nothing && !alone {
+                // Counted, and stepped over.
+            } else if !fused {
                 block.ops.push(op);
                 fusible = fuse::first(&ins, &op, self.code_size);
             }
@@ -173,6 +196,7 @@ impl Core {
                 || block.second.is_some()
                 || offset >= available
                 || block.ops.len() + 1 >= MAX_OPS
+                || usize::from(block.count) + 1 >= MAX_COUNT
             {
                 break;
             }
@@ -181,9 +205,12 @@ impl Core {
         let mut fall = empty_op();
         fall.handler = branch::fall;
         fall.offset = offset as u16;
-        fall.ordinal = block.count as u8;
+        fall.rest = block.count as u8;
         block.ops.push(fall);
-        block.length = offset as u32;
+        for op in &mut block.ops {
+            op.rest = block.count as u8 - op.rest;
+        }
+        block.length = offset;
         Ok(block)
     }
 }

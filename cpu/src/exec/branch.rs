@@ -1,6 +1,7 @@
 //! Jumps, calls, returns, and comparisons fused with the branch behind them.
 
-use crate::core::{CodeSize, Core, Raised, indirect};
+use crate::blocks::jump;
+use crate::core::{CodeSize, Core, Raised};
 use crate::exec::alu::Alu;
 use crate::exec::int::Int;
 use crate::exec::{address, run_time_address};
@@ -9,8 +10,7 @@ use crate::op::{At, Flow, RIP, SS, ok};
 
 /// Ends a block that runs into the next: counts nothing.
 pub(crate) fn fall(c: &mut Core, op: At) -> Flow {
-    c.advance(u64::from(op.offset));
-    Flow::Fall
+    op.fall(c)
 }
 
 /// Moves RIP in 64-bit code.
@@ -22,7 +22,7 @@ fn go(c: &mut Core, by: u64) {
 
 pub(crate) fn jmp(c: &mut Core, op: At) -> Flow {
     go(c, op.imm);
-    Flow::Taken
+    op.take(c, op.imm)
 }
 
 pub(crate) fn jcc<const CC: u8>(c: &mut Core, op: At) -> Flow {
@@ -33,10 +33,10 @@ pub(crate) fn jcc<const CC: u8>(c: &mut Core, op: At) -> Flow {
 fn branch(c: &mut Core, op: At, taken: bool, target: u64) -> Flow {
     if taken {
         go(c, target);
-        Flow::Taken
+        op.take(c, target)
     } else {
         go(c, op.end());
-        Flow::Fall
+        op.pass(c)
     }
 }
 
@@ -107,7 +107,7 @@ pub(crate) fn call(c: &mut Core, op: At) -> Flow {
     c.store_then::<u64>(op, sp, SS, next, |c, op| {
         c.regs[4] = c.regs[4].wrapping_sub(8);
         go(c, op.imm);
-        Flow::Taken
+        op.take(c, op.imm)
     })
 }
 
@@ -121,7 +121,7 @@ fn call_to(c: &mut Core, op: At, to: u64) -> Flow {
     }
     c.regs[4] = sp;
     c.set_rip(to);
-    Flow::Indirect
+    jump(c)
 }
 
 pub(crate) fn call_r(c: &mut Core, op: At) -> Flow {
@@ -136,14 +136,22 @@ pub(crate) fn call_m<const E: u8>(c: &mut Core, op: At) -> Flow {
 }
 
 pub(crate) fn jmp_r(c: &mut Core, op: At) -> Flow {
-    let to = c.reg::<u64>(op.src);
-    ok!(c, op, indirect(c, to))
+    jump_to(c, op, c.reg::<u64>(op.src))
 }
 
 pub(crate) fn jmp_m<const E: u8>(c: &mut Core, op: At) -> Flow {
     let at = ok!(c, op, address::<E>(c, op, 8, false));
     let to = ok!(c, op, c.load::<u64>(at, op.seg));
-    ok!(c, op, indirect(c, to))
+    jump_to(c, op, to)
+}
+
+#[inline(always)]
+fn jump_to(c: &mut Core, op: At, to: u64) -> Flow {
+    if !crate::core::canonical(to) {
+        return not_canonical(c, op);
+    }
+    c.set_rip(to);
+    jump(c)
 }
 
 /// RET in 64-bit code, with the bytes to release in `imm`.
@@ -154,7 +162,7 @@ pub(crate) fn ret(c: &mut Core, op: At) -> Flow {
         }
         c.regs[4] = c.regs[4].wrapping_add(8).wrapping_add(op.imm);
         c.set_rip(to);
-        Flow::Indirect
+        jump(c)
     })
 }
 
@@ -222,10 +230,9 @@ fn narrow_target(c: &mut Core, op: At, taken: bool) -> Result<(), Raised> {
 fn narrow_branch(c: &mut Core, op: At, taken: bool) -> Flow {
     if taken {
         c.advance(op.imm);
-        Flow::Taken
+        op.take(c, op.imm)
     } else {
-        c.advance(op.end());
-        Flow::Fall
+        op.done(c)
     }
 }
 

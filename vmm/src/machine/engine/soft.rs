@@ -58,7 +58,7 @@ impl Engine for SoftEngine {
     }
 
     fn interrupts_enabled(&mut self) -> bool {
-        self.cpu.state().rflags & crate::machine::RFLAGS_IF != 0
+        self.cpu.interrupts_enabled()
     }
 
     fn state(&mut self) -> Result<CpuState, EngineError> {

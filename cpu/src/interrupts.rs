@@ -65,6 +65,11 @@ impl Core {
         self.deliver(vector, None, Source::Software, 0, next)
     }
 
+    /// INT1, in the same way.
+    pub(crate) fn privileged_interrupt(&mut self, vector: u8, next: u64) -> Result<(), Raised> {
+        self.deliver(vector, None, Source::Hardware, 0, next)
+    }
+
     fn deliver_or_double(&mut self, first: Exception, rf: u64, rip: u64) -> Result<(), RunExit> {
         let mut current = first;
         loop {

@@ -390,9 +390,18 @@ pub(crate) fn clflush(c: &mut Core, op: At) -> Flow {
 }
 
 pub(crate) fn int(c: &mut Core, op: At) -> Flow {
+    interrupt(c, op, Core::software_interrupt)
+}
+
+/// INT1: as INT n with vector 1, but the gate's DPL does not count (SDM vol. 2, INT1).
+pub(crate) fn int1(c: &mut Core, op: At) -> Flow {
+    interrupt(c, op, Core::privileged_interrupt)
+}
+
+fn interrupt(c: &mut Core, op: At, deliver: fn(&mut Core, u8, u64) -> Result<(), Raised>) -> Flow {
     let next = c.rip().wrapping_add(op.end());
     let alone = std::mem::replace(&mut c.alone, true);
-    let result = c.software_interrupt(op.imm as u8, next);
+    let result = deliver(c, op.imm as u8, next);
     c.alone = alone;
     ok!(c, op, result);
     Flow::Sync

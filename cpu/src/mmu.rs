@@ -248,16 +248,22 @@ impl Core {
 
     /// Whether one instruction may reach `length` bytes from `linear` at all.
     fn check_linear(&mut self, linear: u64, length: usize, segment: u8) -> Result<(), Raised> {
-        if self.code_size == CodeSize::Bits64
-            && !(canonical(linear) && canonical(linear.wrapping_add(length as u64 - 1)))
-        {
-            let vector = if segment == SS { VECTOR_SS } else { VECTOR_GP };
-            return Err(self.raise_code(vector, 0));
+        let bits_64 = self.code_size == CodeSize::Bits64;
+        if bits_64 && !canonical(linear) {
+            return Err(self.not_canonical(segment));
         }
         if self.alignment_checked() && linear & (alignment(length) - 1) != 0 {
             return Err(self.raise_code(VECTOR_AC, 0));
         }
+        if bits_64 && !canonical(linear.wrapping_add(length as u64 - 1)) {
+            return Err(self.not_canonical(segment));
+        }
         Ok(())
+    }
+
+    fn not_canonical(&mut self, segment: u8) -> Raised {
+        let vector = if segment == SS { VECTOR_SS } else { VECTOR_GP };
+        self.raise_code(vector, 0)
     }
 
     #[cold]

@@ -11,7 +11,7 @@
 
 use std::arch::asm;
 
-use crate::core::{CR0_EM, CR0_MP, CR0_TS, Core, Raised, VECTOR_MF, VECTOR_NM};
+use crate::core::{CR0_EM, CR0_MP, CR0_TS, Core, Raised, VECTOR_MF, VECTOR_NM, canonical};
 use crate::exec::run_time_address;
 use crate::fpu::Fpu;
 use crate::op::{At, Flow, ok};
@@ -215,13 +215,36 @@ impl Core {
         match bytes.len() {
             4 => bytes.copy_from_slice(&self.load::<u32>(at, segment)?.to_le_bytes()),
             8 => bytes.copy_from_slice(&self.load::<u64>(at, segment)?.to_le_bytes()),
-            _ => self.load_bytes(at, segment, bytes)?,
+            _ => {
+                self.probe_first_part(at, segment, bytes.len(), false)?;
+                self.load_bytes(at, segment, bytes)?;
+            }
         }
         Ok(())
     }
 
     fn store_operand(&mut self, at: u64, segment: u8, bytes: &[u8]) -> Result<(), Raised> {
+        self.probe_first_part(at, segment, bytes.len(), true)?;
         self.store_bytes(at, segment, bytes)
+    }
+
+    /// Ten bytes are accessed as eight and two: where the two are beyond what is canonical, a fault of the
+    /// eight comes first.
+    fn probe_first_part(
+        &mut self,
+        at: u64,
+        segment: u8,
+        length: usize,
+        write: bool,
+    ) -> Result<(), Raised> {
+        if length != 10 || canonical(at.wrapping_add(9)) || !canonical(at.wrapping_add(7)) {
+            return Ok(());
+        }
+        if write {
+            self.load_for_write::<u64>(at, segment).map(drop)
+        } else {
+            self.load::<u64>(at, segment).map(drop)
+        }
     }
 }
 

@@ -270,13 +270,16 @@ impl Comparison<'_> {
             .any(|i| support(i.mnemonic()) == Support::ByRule);
         check(found, "fcw", word(a, 0, 2), word(b, 0, 2));
         if x87 {
-            // An approximation may be rounded the other way, or be exact on one side only; if PE is not
-            // masked, that is an exception.
-            let mask = match (approximate, word(a, 0, 2) & 0x20 == 0) {
-                (false, _) => u64::MAX,
-                (true, false) => !0x220,
-                (true, true) => !0x82a0,
-            };
+            // An approximation may be rounded the other way (C1), or be exact on one side only: PE, with it
+            // a masked underflow, and the summary if PE is not masked.
+            let one_sided = approximate && (word(a, 2, 2) ^ word(b, 2, 2)) & 0x20 != 0;
+            let mut mask = if approximate { !0x200 } else { u64::MAX };
+            if one_sided {
+                mask &= !0x30;
+                if word(a, 0, 2) & 0x20 == 0 {
+                    mask &= !0x8080;
+                }
+            }
             check(found, "fsw", word(a, 2, 2) & mask, word(b, 2, 2) & mask);
             check(found, "ftw", word(a, 4, 1), word(b, 4, 1));
         }

@@ -234,11 +234,16 @@ impl Comparison<'_> {
         let (a, b) = (&self.native.registers, &self.engine.registers);
         let ended = self.ended();
         let repeats = ended.has_rep_prefix() || ended.has_repne_prefix();
+        let none = a.gpr[1] as u32 == 0;
+        let short_repetition = repeats
+            && (self.faulted() || none)
+            && (0..ended.op_count())
+                .any(|i| matches!(ended.op_kind(i), OpKind::MemoryESEDI | OpKind::MemorySegESI));
         if !self.undefined_result() {
             for (i, name) in NAMES.into_iter().enumerate() {
-                // Whether a repetition with 32-bit addresses that faults at once has already cleared the
+                // Whether a repetition with 32-bit addresses that faults at once, or of none, clears the
                 // upper halves of RCX, RSI and RDI is up to the processor.
-                let half = self.faulted() && repeats && matches!(i, 1 | 6 | 7);
+                let half = short_repetition && matches!(i, 1 | 6 | 7);
                 let width = if half { 0xffff_ffff } else { u64::MAX };
                 check(found, name, a.gpr[i] & width, b.gpr[i] & width);
             }
@@ -274,6 +279,11 @@ impl Comparison<'_> {
             // a masked underflow, and the summary if PE is not masked.
             let one_sided = approximate && (word(a, 2, 2) ^ word(b, 2, 2)) & 0x20 != 0;
             let mut mask = if approximate { !0x200 } else { u64::MAX };
+            // One side rounded up to the least normal number, the other not.
+            let least = (0..2).any(|i| word(a, 40 + 16 * i, 2) & 0x7fff <= 1);
+            if approximate && least {
+                mask &= !0x10;
+            }
             if one_sided {
                 mask &= !0x30;
                 if word(a, 0, 2) & 0x20 == 0 {

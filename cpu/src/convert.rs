@@ -4,6 +4,9 @@ use crate::core::{CR0_PE, CR0_PG, CR4_PAE, Core, EFER_LMA, EFER_LME};
 use crate::fpu::Fpu;
 use crate::state::{CpuState, StateError};
 
+/// DR6 bits of debug traps: B0..B3 and BS.
+const PENDING_DEBUG: u64 = 0x400f;
+
 impl Core {
     pub(crate) fn export(&self) -> CpuState {
         CpuState {
@@ -38,6 +41,8 @@ impl Core {
             halted: self.halted,
             interrupt_shadow: self.shadow,
             nmi_blocked: self.nmi_blocked,
+            nmi_pending: self.nmi_pending,
+            pending_debug: self.debug_trap,
         }
     }
 
@@ -93,7 +98,8 @@ impl Core {
         self.halted = s.halted;
         self.shadow = s.interrupt_shadow & 3;
         self.nmi_blocked = s.nmi_blocked;
-        self.debug_trap = 0;
+        self.nmi_pending = s.nmi_pending;
+        self.debug_trap = s.pending_debug & PENDING_DEBUG;
         self.deliveries = 0;
         self.set_rflags(s.rflags);
         self.tlb.flush();

@@ -151,6 +151,10 @@ pub(crate) struct Core {
     pub dr7: u64,
     /// DR6 bits of a debug trap to deliver at the next boundary.
     pub debug_trap: u64,
+    /// The instruction was INT or SYSCALL, which lead to code that TF does not trace (unless it stays set).
+    pub untraced: bool,
+    /// The instruction was one iteration, not the last, of a repetition.
+    pub unfinished: bool,
     pub halted: bool,
     pub shadow: u8,
     pub nmi_blocked: bool,

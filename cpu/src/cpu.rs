@@ -6,7 +6,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::blocks::{self, Block, BlockCache};
 use crate::bus::Bus;
-use crate::core::{Core, Leave, Raised, VECTOR_NMI};
+use crate::core::{Core, Leave, Raised, SHADOW_SS, VECTOR_NMI};
 use crate::fpu::Fpu;
 use crate::memory::PhysicalMemory;
 use crate::model::CpuModel;
@@ -224,6 +224,8 @@ impl Core {
             dr6: 0xffff_0ff0,
             dr7: 0x400,
             debug_trap: 0,
+            untraced: false,
+            unfinished: false,
             halted: false,
             shadow: 0,
             nmi_blocked: false,
@@ -263,17 +265,17 @@ impl Core {
         if self.remaining == 0 && !self.extend_slice() {
             return Err(RunExit::Budget);
         }
-        if self.shadow != 0 {
+        // MOV SS and POP SS hold debug traps off as well, STI does not (SDM vol. 3A 6.8.3).
+        if self.shadow != 0 && (self.debug_trap == 0 || self.shadow & SHADOW_SS != 0) {
             let before = self.shadow;
-            self.shadow = 0;
-            if !self.step()? {
-                // It raised an exception, whose delivery ended the shadow as well.
-                return Ok(false);
+            if self.stepping() {
+                self.step_traced()?;
+            } else {
+                self.shadow = 0;
+                self.step()?;
             }
-            // A second STI or MOV SS in the shadow of the first does not extend it.
-            if self.shadow & before != 0 {
-                self.shadow &= !before;
-            }
+            // A second STI or MOV SS in the shadow of the first does not extend it. An exception ended it.
+            self.shadow &= !before;
             return Ok(false);
         }
         if self.debug_trap != 0 {

@@ -1,6 +1,6 @@
 //! Debug registers and single step (SDM vol. 3B ch. 17).
 
-use crate::core::{CodeSize, Core, Exception, VECTOR_DB};
+use crate::core::{CodeSize, Core, SHADOW_SS, VECTOR_DB};
 use crate::cpu::RunExit;
 use crate::flags::{RF, TF};
 
@@ -60,7 +60,9 @@ impl Core {
         } else {
             self.rip().wrapping_add(self.segments[1].base) & 0xffff_ffff
         };
-        if self.system_flags & RF == 0 {
+        // The instruction behind MOV SS or POP SS has no breakpoint.
+        let shadow = std::mem::take(&mut self.shadow);
+        if self.system_flags & RF == 0 && shadow & SHADOW_SS == 0 {
             let mut hits = 0;
             for i in 0..4 {
                 if self
@@ -72,17 +74,17 @@ impl Core {
             }
             if hits != 0 {
                 self.dr6 = self.dr6 & !0xf | hits;
-                return self.exception(Exception {
-                    vector: VECTOR_DB,
-                    error: None,
-                    address: 0,
-                });
+                return self.breakpoint_fault();
             }
         }
         let traced = self.system_flags & TF != 0;
         self.system_flags &= !RF;
+        (self.untraced, self.unfinished) = (false, false);
         let retired = self.step()?;
-        if retired && traced {
+        if self.unfinished {
+            self.system_flags |= RF;
+        }
+        if retired && traced && !self.untraced {
             self.debug_trap |= BS;
         }
         Ok(())

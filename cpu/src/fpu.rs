@@ -16,7 +16,7 @@ pub(crate) struct Fpu {
     pub xmm: [u128; 16],
 }
 
-/// Bits of MXCSR that this CPU accepts: all but DAZ, which x86-64-v1 does not promise.
+/// Bits of MXCSR that this CPU accepts: all, DAZ included, but not AMD's misaligned mode (bit 17).
 pub(crate) const MXCSR_MASK: u32 = 0xffff;
 
 impl Fpu {
@@ -79,6 +79,7 @@ impl Fpu {
         if fpu.mxcsr & !MXCSR_MASK != 0 {
             return None;
         }
+        fpu.summarize();
         let top = fpu.top();
         for i in 0..8 {
             let at = 32 + 16 * i;

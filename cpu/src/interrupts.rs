@@ -1,8 +1,8 @@
 //! Delivery through the IDT in long mode (SDM vol. 3A 6.14).
 
 use crate::core::{
-    CodeSize, Core, Exception, Leave, Raised, VECTOR_DE, VECTOR_DF, VECTOR_GP, VECTOR_NP,
-    VECTOR_PF, VECTOR_SS, VECTOR_TS, canonical,
+    CodeSize, Core, Exception, Leave, Raised, VECTOR_DB, VECTOR_DE, VECTOR_DF, VECTOR_GP,
+    VECTOR_NP, VECTOR_PF, VECTOR_SS, VECTOR_TS, canonical,
 };
 use crate::cpu::RunExit;
 use crate::flags::{IF, NT, RF, TF};
@@ -32,30 +32,44 @@ impl Core {
         self.deliver_or_double(exception, RF, rip)
     }
 
+    /// Delivers the fault of an instruction breakpoint, whose image has RF as it is: its handler sets it
+    /// (SDM vol. 3B 17.3.1.1).
+    pub(crate) fn breakpoint_fault(&mut self) -> Result<(), RunExit> {
+        let (rip, rf) = (self.rip(), self.system_flags & RF);
+        let exception = Exception {
+            vector: VECTOR_DB,
+            error: None,
+            address: 0,
+        };
+        self.deliver_or_double(exception, rf, rip)
+    }
+
     /// Delivers a trap: RIP is behind the instruction.
     pub(crate) fn trap(&mut self, vector: u8) -> Result<(), RunExit> {
-        let rip = self.rip();
+        // Set between two iterations of a repetition under a breakpoint.
+        let (rip, rf) = (self.rip(), self.system_flags & RF);
         self.deliver_or_double(
             Exception {
                 vector,
                 error: None,
                 address: 0,
             },
-            0,
+            rf,
             rip,
         )
     }
 
     /// Delivers an external interrupt or NMI at this boundary.
     pub(crate) fn interrupt(&mut self, vector: u8) -> Result<(), RunExit> {
-        let rip = self.rip();
+        // Set between two iterations of a repetition under a breakpoint.
+        let (rip, rf) = (self.rip(), self.system_flags & RF);
         self.deliver_or_double(
             Exception {
                 vector,
                 error: None,
                 address: 0,
             },
-            0,
+            rf,
             rip,
         )
     }
@@ -63,6 +77,11 @@ impl Core {
     /// INT n and INT3: to be returned from the handler as is; `next` is the address behind.
     pub(crate) fn software_interrupt(&mut self, vector: u8, next: u64) -> Result<(), Raised> {
         self.deliver(vector, None, Source::Software, 0, next)
+    }
+
+    /// INT1, in the same way.
+    pub(crate) fn privileged_interrupt(&mut self, vector: u8, next: u64) -> Result<(), Raised> {
+        self.deliver(vector, None, Source::Hardware, 0, next)
     }
 
     fn deliver_or_double(&mut self, first: Exception, rf: u64, rip: u64) -> Result<(), RunExit> {

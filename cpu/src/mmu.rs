@@ -37,6 +37,19 @@ pub(crate) struct Place {
     linear: u64,
 }
 
+/// What an operand's address must be a multiple of while alignment is checked (SDM vol. 3A, table 6-7).
+/// Of 16 bytes and more SSE asks by itself, or not at all.
+fn alignment(length: usize) -> u64 {
+    match length {
+        2 | 4 | 8 => length as u64,
+        // An 80-bit float; the x87 state in its 16-bit and 32-bit forms.
+        10 => 8,
+        14 | 94 => 2,
+        28 | 108 => 4,
+        _ => 1,
+    }
+}
+
 impl Core {
     /// Loads from memory at the present privilege. `segment` decides between #SS and #GP.
     #[inline(always)]
@@ -235,17 +248,22 @@ impl Core {
 
     /// Whether one instruction may reach `length` bytes from `linear` at all.
     fn check_linear(&mut self, linear: u64, length: usize, segment: u8) -> Result<(), Raised> {
-        if self.code_size == CodeSize::Bits64
-            && !(canonical(linear) && canonical(linear.wrapping_add(length as u64 - 1)))
-        {
-            let vector = if segment == SS { VECTOR_SS } else { VECTOR_GP };
-            return Err(self.raise_code(vector, 0));
+        let bits_64 = self.code_size == CodeSize::Bits64;
+        if bits_64 && !canonical(linear) {
+            return Err(self.not_canonical(segment));
         }
-        if self.alignment_checked() && linear & (length as u64 - 1) != 0 && length.is_power_of_two()
-        {
+        if self.alignment_checked() && linear & (alignment(length) - 1) != 0 {
             return Err(self.raise_code(VECTOR_AC, 0));
         }
+        if bits_64 && !canonical(linear.wrapping_add(length as u64 - 1)) {
+            return Err(self.not_canonical(segment));
+        }
         Ok(())
+    }
+
+    fn not_canonical(&mut self, segment: u8) -> Raised {
+        let vector = if segment == SS { VECTOR_SS } else { VECTOR_GP };
+        self.raise_code(vector, 0)
     }
 
     #[cold]

@@ -52,13 +52,14 @@ opcodes! {
         Fadd Faddp Fiadd Fmul Fmulp Fimul Fsub Fsubp Fisub Fsubr Fsubrp Fisubr Fdiv Fdivp Fidiv Fdivr Fdivrp Fidivr
         Fcom Fcomp Fcompp Ficom Ficomp Fucom Fucomp Fucompp Fcomi Fcomip Fucomi Fucomip Fld Fst Fstp Fild Fist Fistp Fbld Fbstp
         Fxch Fchs Fabs Ftst Fxam Fld1 Fldl2t Fldl2e Fldpi Fldlg2 Fldln2 Fldz Fxtract Fprem Fprem1 Fdecstp Fincstp Fsqrt Frndint
-        Fscale Fnop Ffree Ffreep Fcmovb Fcmove Fcmovbe Fcmovu Fcmovnb Fcmovne Fcmovnbe Fcmovnu Fldcw Fnstcw Fnstsw Fnclex Fninit Wait;
-    ByRule: Rcpps Rcpss Rsqrtps Rsqrtss;
+        Fscale Fnop Ffree Ffreep Fcmovb Fcmove Fcmovbe Fcmovu Fcmovnb Fcmovne Fcmovnbe Fcmovnu Fldcw Fnstcw Fnstsw Fnclex Fninit Wait
+        Fxsave Fxrstor Fxsave64 Fxrstor64 Fnsave Frstor Fnstenv Fldenv Popf Popfq;
+    ByRule: Rcpps Rcpss Rsqrtps Rsqrtss Fsin Fcos Fsincos Fptan Fpatan F2xm1 Fyl2x Fyl2xp1;
     System:
-        Iret Iretd Iretq Retf In Out Insb Insw Insd Outsb Outsw Outsd Int Int3 Into Popf Popfq Popfd Pushfd Pusha Pushad Popa Popad
+        Iret Iretd Iretq Retf In Out Insb Insw Insd Outsb Outsw Outsd Int Int1 Int3 Into Popfd Pushfd Pusha Pushad Popa Popad
         Hlt Cli Sti Cpuid Rdtsc Rdpmc Rdmsr Wrmsr Sgdt Sidt Lgdt Lidt Lldt Ltr Lmsw Sldt Str Smsw Clts Invlpg Invd Wbinvd Swapgs Syscall
         Sysret Sysretq Sysenter Sysexit Sysexitq Lar Lsl Verr Verw Lds Les Lfs Lgs Lss Lahf Sahf Jcxz Prefetchwt1 Endbr32 Endbr64
-        Fneni Fndisi Fnsetpm Fxsave Fxrstor Fxsave64 Fxrstor64 Fnsave Frstor Fnstenv Fldenv;
+        Fneni Fndisi Fnsetpm;
 }
 
 /// What the CPU does with a mnemonic.

@@ -427,6 +427,10 @@ impl Core {
         debug_assert_eq!(mask & VM, 0);
         let old = self.rflags();
         self.set_rflags(old & !mask | image & mask);
+        // RF ends with the next instruction, and means something to breakpoints only.
+        if !self.stepping() {
+            self.system_flags &= !RF;
+        }
     }
 
     /// A return to less privilege nulls data segments that it may not keep.

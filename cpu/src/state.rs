@@ -86,6 +86,11 @@ pub struct CpuState {
     pub interrupt_shadow: u8,
     /// NMI blocked until the next IRET.
     pub nmi_blocked: bool,
+    /// A non-maskable interrupt waits to be delivered.
+    pub nmi_pending: bool,
+    /// DR6 bits (B0..B3, BS) of a debug trap that the last instruction caused and that is due before the
+    /// next one, or behind the interrupt shadow; 0 if none is.
+    pub pending_debug: u64,
 }
 
 /// A [`CpuState`] that an engine cannot hold.

@@ -118,6 +118,8 @@ pub fn load(
         halted: false,
         interrupt_shadow: 0,
         nmi_blocked: false,
+        nmi_pending: false,
+        pending_debug: 0,
     })
 }
 

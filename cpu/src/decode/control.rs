@@ -80,6 +80,10 @@ pub(super) fn build(mut b: Builder<'_>) -> Outcome<'_> {
             b.op.imm = system::BREAKPOINT;
             b.ending(system::int)
         }
+        Int1 => {
+            b.op.imm = u64::from(crate::core::VECTOR_DB);
+            b.ending(system::int1)
+        }
         Into => {
             b.op.imm = 4;
             b.ending(system::into)

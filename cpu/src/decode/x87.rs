@@ -1,8 +1,9 @@
 //! Handlers of x87 instructions, by opcode and ModRM.
 
-use iced_x86::Mnemonic;
+use iced_x86::{Code, Mnemonic};
 
 use super::Builder;
+use crate::exec::transcendental::{self, ATAN, COS, EXP, LOG, LOG_PLUS_1, SIN, SINCOS, TAN};
 use crate::exec::x87;
 use crate::op::Handler;
 
@@ -23,10 +24,15 @@ pub(super) fn build(mut b: Builder<'_>) -> Outcome<'_> {
         return register_form(b, opcode, modrm);
     }
     let field = modrm >> 3 & 7;
-    let operand_16 = b.raw[..at].contains(&0x66);
+    // The environment in its 16-bit form; 0x66 beside REX.W asks for nothing.
+    let operand_16 = matches!(
+        b.ins.code(),
+        Code::Fldenv_m14byte | Code::Fnstenv_m14byte | Code::Frstor_m94byte | Code::Fnsave_m94byte
+    );
     b.any_memory();
     b.op.src = opcode - 0xd8;
     b.op.dst = field;
+    b.op.imm = modrm.into();
     let (handler, bytes): (Handler, u16) = match (opcode, field) {
         (0xd8 | 0xda, _) => (x87::load, 4),
         (0xdc, _) => (x87::load, 8),
@@ -64,7 +70,17 @@ fn prefix(x: u8) -> bool {
 fn register_form(mut b: Builder<'_>, opcode: u8, modrm: u8) -> Outcome<'_> {
     use Mnemonic::*;
     let m = b.ins.mnemonic();
+    b.op.src = opcode - 0xd8;
+    b.op.dst = modrm & 0x3f;
     Ok(match m {
+        Fsin => b.with(transcendental::execute::<SIN>),
+        Fcos => b.with(transcendental::execute::<COS>),
+        Fsincos => b.with(transcendental::execute::<SINCOS>),
+        Fptan => b.with(transcendental::execute::<TAN>),
+        F2xm1 => b.with(transcendental::execute::<EXP>),
+        Fpatan => b.with(transcendental::execute::<ATAN>),
+        Fyl2x => b.with(transcendental::execute::<LOG>),
+        Fyl2xp1 => b.with(transcendental::execute::<LOG_PLUS_1>),
         Fnstsw => b.with(x87::fnstsw_ax),
         Fninit => b.with(x87::fninit),
         Fnclex => b.with(x87::fnclex),
@@ -76,8 +92,6 @@ fn register_form(mut b: Builder<'_>, opcode: u8, modrm: u8) -> Outcome<'_> {
         | Ffree | Ffreep | Fcmovb | Fcmove | Fcmovbe | Fcmovu | Fcmovnb | Fcmovne | Fcmovnbe
         | Fcmovnu | Fcomi | Fcomip | Fucomi | Fucomip => {
             b.op.aux = matches!(m, Fcomi | Fcomip | Fucomi | Fucomip).into();
-            b.op.src = opcode - 0xd8;
-            b.op.dst = modrm & 0x3f;
             b.with(x87::register)
         }
         _ => return Err(b),

@@ -14,6 +14,7 @@ pub(crate) mod sse;
 pub(crate) mod stack;
 pub(crate) mod string;
 pub(crate) mod system;
+pub(crate) mod transcendental;
 pub(crate) mod x87;
 
 use crate::core::{CodeSize, Core, Raised};

@@ -1,6 +1,6 @@
 //! SSE and MMX moves, and the state instructions FXSAVE, FXRSTOR, LDMXCSR, STMXCSR, EMMS.
 
-use crate::core::{CR0_EM, CR0_TS, CR4_OSFXSR, CodeSize, Core, VECTOR_NM};
+use crate::core::{CR0_EM, CR0_TS, CR4_OSFXSR, CodeSize, Core, VECTOR_AC, VECTOR_NM};
 use crate::exec::packed::IN_MEMORY;
 use crate::exec::{address, run_time_address};
 use crate::fpu::{Fpu, MXCSR_MASK};
@@ -308,6 +308,14 @@ fn state_access(c: &mut Core) -> Result<(), crate::core::Raised> {
     Ok(())
 }
 
+/// #GP(0), or #AC where that is switched on, for an image that is not at a multiple of 16.
+fn state_aligned(c: &mut Core, at: u64) -> Result<(), crate::core::Raised> {
+    if at & 15 != 0 && c.alignment_checked() {
+        return Err(c.raise_code(VECTOR_AC, 0));
+    }
+    c.aligned(at)
+}
+
 /// Bytes that FXSAVE writes and FXRSTOR reads: without CR4.OSFXSR, or with half of the XMM registers outside
 /// 64-bit mode, fewer (SDM vol. 1, 10.5.1.2).
 fn image_registers(c: &Core) -> usize {
@@ -320,18 +328,26 @@ fn image_registers(c: &Core) -> usize {
     }
 }
 
+/// FOP, FIP and FDP in the image: moved only with an x87 exception pending (AMD APM vol. 2, 11.4.4.3).
+const POINTERS: std::ops::Range<usize> = 6..24;
+
 /// FXSAVE; `op.aux` is 8 for FXSAVE64.
 pub(crate) fn fxsave(c: &mut Core, op: At) -> Flow {
     ok!(c, op, state_access(c));
     let at = ok!(c, op, run_time_address(c, op, 512, true));
-    ok!(c, op, c.aligned(at));
+    ok!(c, op, state_aligned(c, at));
     let mut image = c.fpu.image();
+    if !c.fpu.exception_pending() {
+        image[POINTERS].fill(0);
+    }
     if op.aux != 8 {
         // 32-bit pointers with selectors, which this CPU keeps as zero.
         image[12..16].fill(0);
         image[20..24].fill(0);
     }
     let end = 160 + 16 * image_registers(c);
+    // The reserved end is not written, but must be writable.
+    ok!(c, op, c.load_for_write::<u8>(at.wrapping_add(511), op.seg));
     ok!(c, op, c.store_bytes(at, op.seg, &image[..end]));
     op.next(c)
 }
@@ -339,13 +355,18 @@ pub(crate) fn fxsave(c: &mut Core, op: At) -> Flow {
 pub(crate) fn fxrstor(c: &mut Core, op: At) -> Flow {
     ok!(c, op, state_access(c));
     let at = ok!(c, op, run_time_address(c, op, 512, false));
-    ok!(c, op, c.aligned(at));
+    ok!(c, op, state_aligned(c, at));
     let mut image = c.fpu.image();
     let end = 160 + 16 * image_registers(c);
-    ok!(c, op, c.load_bytes(at, op.seg, &mut image[..end]));
+    let kept = image;
+    ok!(c, op, c.load_bytes(at, op.seg, &mut image));
+    image[end..].copy_from_slice(&kept[end..]);
     if op.aux != 8 {
         image[12..16].fill(0);
         image[20..24].fill(0);
+    }
+    if image[2] & 0x80 == 0 {
+        image[POINTERS].copy_from_slice(&kept[POINTERS]);
     }
     match Fpu::from_image(&image) {
         Some(fpu) => c.fpu = fpu,

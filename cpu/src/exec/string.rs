@@ -117,6 +117,7 @@ fn repeat(
     if finished && !c.bus_used {
         return op.done(c);
     }
+    c.unfinished = !finished;
     c.advance(if finished {
         op.end()
     } else {

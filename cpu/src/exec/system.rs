@@ -6,7 +6,7 @@ use crate::core::{
     Raised, SHADOW_SS, SHADOW_STI, VECTOR_BP, VECTOR_DB, canonical,
 };
 use crate::exec::run_time_address;
-use crate::flags::{IF, IOPL, RF, VM, ZF};
+use crate::flags::{IF, IOPL, RF, TF, VM, ZF};
 use crate::memory::PHYSICAL_BITS;
 use crate::op::{At, CS, Flow, GS, SS, ok};
 use crate::state::{DescriptorTable, Segment};
@@ -53,10 +53,6 @@ pub(crate) fn sti(c: &mut Core, op: At) -> Flow {
 
 pub(crate) fn cpuid(c: &mut Core, op: At) -> Flow {
     let [a, b, cx, d] = c.model.cpuid(c.regs[0] as u32, c.regs[1] as u32);
-    let mut b = b;
-    if c.regs[0] as u32 == 1 && c.cr4 & (1 << 18) != 0 {
-        b |= 0;
-    }
     c.regs[0] = a.into();
     c.regs[3] = b.into();
     c.regs[1] = cx.into();
@@ -390,11 +386,21 @@ pub(crate) fn clflush(c: &mut Core, op: At) -> Flow {
 }
 
 pub(crate) fn int(c: &mut Core, op: At) -> Flow {
+    interrupt(c, op, Core::software_interrupt)
+}
+
+/// INT1: as INT n with vector 1, but the gate's DPL does not count (SDM vol. 2, INT1).
+pub(crate) fn int1(c: &mut Core, op: At) -> Flow {
+    interrupt(c, op, Core::privileged_interrupt)
+}
+
+fn interrupt(c: &mut Core, op: At, deliver: fn(&mut Core, u8, u64) -> Result<(), Raised>) -> Flow {
     let next = c.rip().wrapping_add(op.end());
     let alone = std::mem::replace(&mut c.alone, true);
-    let result = c.software_interrupt(op.imm as u8, next);
+    let result = deliver(c, op.imm as u8, next);
     c.alone = alone;
     ok!(c, op, result);
+    c.untraced = true;
     Flow::Sync
 }
 
@@ -460,6 +466,7 @@ pub(crate) fn syscall(c: &mut Core, op: At) -> Flow {
     c.set_flat(cs, cs.wrapping_add(8), true, 0);
     c.set_rflags(flags);
     c.set_rip(target);
+    c.untraced = flags & TF == 0;
     Flow::Sync
 }
 
@@ -567,9 +574,7 @@ pub(crate) fn load_far_pointer<const S: u8>(c: &mut Core, op: At) -> Flow {
         4 => c.set_reg(op.dst, v as u32),
         _ => c.set_reg(op.dst, v),
     }
-    if S == SS {
-        c.shadow |= SHADOW_SS;
-    }
+    // Unlike MOV SS and POP SS, LSS loads pointer and segment at once, and holds nothing off.
     op.sync(c)
 }
 

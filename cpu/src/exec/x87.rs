@@ -3,11 +3,15 @@
 //! Basic operations are executed by the host: the guest's registers are loaded whole (FRSTOR), the
 //! very instruction runs, and everything is saved again (FNSAVE), so stack faults, condition codes and
 //! unmasked exceptions come out as on silicon. The host raises nothing, because between the two only
-//! non-waiting instructions run. Instruction and operand pointers are not kept: they read as zero.
+//! non-waiting instructions run.
+//!
+//! FIP, FDP and FOP are those of the last instruction that is not a control instruction (SDM vol. 1,
+//! 8.1.8), FDP of the last one with a memory operand. FNSTENV and FNSAVE always store them; FXSAVE and
+//! FXRSTOR move them only with an exception pending (AMD APM vol. 2, 11.4.4.3), as the CPU model's maker does.
 
 use std::arch::asm;
 
-use crate::core::{CR0_EM, CR0_MP, CR0_TS, CodeSize, Core, Raised, VECTOR_MF, VECTOR_NM};
+use crate::core::{CR0_EM, CR0_MP, CR0_TS, Core, Raised, VECTOR_MF, VECTOR_NM, canonical};
 use crate::exec::run_time_address;
 use crate::fpu::Fpu;
 use crate::op::{At, Flow, ok};
@@ -94,7 +98,7 @@ impl Fpu {
     }
 
     /// Sets the summary from the flags and masks.
-    fn summarize(&mut self) {
+    pub(crate) fn summarize(&mut self) {
         self.status &= !SUMMARY;
         if self.status & !self.control & 0x3f != 0 {
             self.status |= SUMMARY;
@@ -121,7 +125,7 @@ impl Core {
         Ok(())
     }
 
-    fn x87_waiting(&mut self) -> Result<(), Raised> {
+    pub(super) fn x87_waiting(&mut self) -> Result<(), Raised> {
         self.x87()?;
         if self.fpu.exception_pending() {
             return Err(self.raise(VECTOR_MF));
@@ -130,9 +134,36 @@ impl Core {
     }
 }
 
+/// What a masked invalid operation gives.
+pub(super) const DEFAULT_NAN: u128 = 0xffff << 64 | 0xc000_0000_0000_0000;
+
+/// Runs another register form than the one decoded: opcode and ModRM.
+pub(super) fn run_register_form(c: &mut Core, (opcode, modrm): (u8, u8)) {
+    let mut image = c.fpu.to_image();
+    REGISTER_FORMS[usize::from(opcode & 7)][usize::from(modrm & 0x3f)](&mut image, &mut [0; 16], 0);
+    c.fpu.take_image(&image);
+}
+
+impl Core {
+    /// Notes FIP and FOP of a register form that is about to execute.
+    #[inline(always)]
+    pub(super) fn note_x87(&mut self, op: At) {
+        self.fpu.ip = self.rip().wrapping_add(u64::from(op.offset));
+        self.fpu.opcode = u16::from(op.src & 7) << 8 | u16::from(op.dst) | 0xc0;
+    }
+
+    /// Notes FIP, FOP and FDP of a memory form, whose ModRM is in `op.imm`.
+    fn note_memory(&mut self, op: At) {
+        self.note_x87(op);
+        self.fpu.opcode = u16::from(op.src & 7) << 8 | op.imm as u16;
+        self.fpu.dp = crate::exec::offset(self, op);
+    }
+}
+
 /// A register form; opcode in `op.src`, ModRM in `op.dst`.
 pub(crate) fn register(c: &mut Core, op: At) -> Flow {
     ok!(c, op, c.x87_waiting());
+    c.note_x87(op);
     let mut image = c.fpu.to_image();
     let f = REGISTER_FORMS[usize::from(op.src & 7)][usize::from(op.dst & 0x3f)];
     let flags = f(&mut image, &mut [0; 16], c.flags);
@@ -154,6 +185,7 @@ pub(crate) fn load(c: &mut Core, op: At) -> Flow {
     let mut image = c.fpu.to_image();
     MEMORY_FORMS[usize::from(op.src & 7)][usize::from(op.dst & 7)](&mut image, &mut operand, 0);
     c.fpu.take_image(&image);
+    c.note_memory(op);
     op.next(c)
 }
 
@@ -173,6 +205,7 @@ pub(crate) fn store(c: &mut Core, op: At) -> Flow {
         ok!(c, op, c.store_operand(at, op.seg, &operand[..n]));
     }
     c.fpu = after;
+    c.note_memory(op);
     op.next(c)
 }
 
@@ -182,13 +215,36 @@ impl Core {
         match bytes.len() {
             4 => bytes.copy_from_slice(&self.load::<u32>(at, segment)?.to_le_bytes()),
             8 => bytes.copy_from_slice(&self.load::<u64>(at, segment)?.to_le_bytes()),
-            _ => self.load_bytes(at, segment, bytes)?,
+            _ => {
+                self.probe_first_part(at, segment, bytes.len(), false)?;
+                self.load_bytes(at, segment, bytes)?;
+            }
         }
         Ok(())
     }
 
     fn store_operand(&mut self, at: u64, segment: u8, bytes: &[u8]) -> Result<(), Raised> {
+        self.probe_first_part(at, segment, bytes.len(), true)?;
         self.store_bytes(at, segment, bytes)
+    }
+
+    /// Ten bytes are accessed as eight and two: where the two are beyond what is canonical, a fault of the
+    /// eight comes first.
+    fn probe_first_part(
+        &mut self,
+        at: u64,
+        segment: u8,
+        length: usize,
+        write: bool,
+    ) -> Result<(), Raised> {
+        if length != 10 || canonical(at.wrapping_add(9)) || !canonical(at.wrapping_add(7)) {
+            return Ok(());
+        }
+        if write {
+            self.load_for_write::<u64>(at, segment).map(drop)
+        } else {
+            self.load::<u64>(at, segment).map(drop)
+        }
     }
 }
 
@@ -248,15 +304,13 @@ pub(crate) fn fldcw(c: &mut Core, op: At) -> Flow {
     op.next(c)
 }
 
-/// Bytes of the environment: 14 with a 16-bit operand size, else 28.
-fn environment_bytes(c: &Core, op: At) -> usize {
-    if (c.code_size == CodeSize::Bits16) != (op.aux != 0) {
-        14
-    } else {
-        28
-    }
+/// Bytes of the environment: 14 in its 16-bit form (`op.aux`), else 28.
+fn environment_bytes(op: At) -> usize {
+    if op.aux != 0 { 14 } else { 28 }
 }
 
+/// In 32-bit form (SDM vol. 1, figure 8-9) or 16-bit form (8-11), with selectors of zero: processors of
+/// today keep none.
 fn environment(fpu: &Fpu, n: usize) -> [u8; 28] {
     let step = n / 7;
     let mut bytes = [0; 28];
@@ -269,24 +323,39 @@ fn environment(fpu: &Fpu, n: usize) -> [u8; 28] {
             bytes[i * step + 2..i * step + 4].fill(0xff);
         }
     }
+    bytes[3 * step..4 * step].copy_from_slice(&fpu.ip.to_le_bytes()[..step]);
+    bytes[5 * step..6 * step].copy_from_slice(&fpu.dp.to_le_bytes()[..step]);
     if step == 4 {
+        bytes[18..20].copy_from_slice(&fpu.opcode.to_le_bytes());
         bytes[26..28].fill(0xff);
     }
     bytes
 }
 
 fn take_environment(fpu: &mut Fpu, bytes: &[u8], n: usize) {
-    let word = |i: usize| u16::from_le_bytes([bytes[i * n / 7], bytes[i * n / 7 + 1]]);
+    let step = n / 7;
+    let word = |i: usize| u16::from_le_bytes([bytes[i * step], bytes[i * step + 1]]);
+    let pointer = |i: usize| {
+        let mut wide = [0; 8];
+        wide[..step].copy_from_slice(&bytes[i * step..(i + 1) * step]);
+        u64::from_le_bytes(wide)
+    };
     fpu.control = word(0) & 0x1f7f | 0x40;
     fpu.status = word(1);
     fpu.set_full_tags(word(2));
+    (fpu.ip, fpu.dp) = (pointer(3), pointer(5));
+    fpu.opcode = if step == 4 {
+        u16::from_le_bytes([bytes[18], bytes[19]]) & 0x7ff
+    } else {
+        0
+    };
     fpu.summarize();
 }
 
 /// FNSTENV and (`ALL`) FNSAVE.
 pub(crate) fn save<const ALL: bool>(c: &mut Core, op: At) -> Flow {
     ok!(c, op, c.x87());
-    let n = environment_bytes(c, op);
+    let n = environment_bytes(op);
     let total = if ALL { n + 80 } else { n };
     let at = ok!(c, op, run_time_address(c, op, total, true));
     let mut bytes = [0; 108];
@@ -306,7 +375,7 @@ pub(crate) fn save<const ALL: bool>(c: &mut Core, op: At) -> Flow {
 /// FLDENV and (`ALL`) FRSTOR.
 pub(crate) fn restore<const ALL: bool>(c: &mut Core, op: At) -> Flow {
     ok!(c, op, c.x87_waiting());
-    let n = environment_bytes(c, op);
+    let n = environment_bytes(op);
     let total = if ALL { n + 80 } else { n };
     let at = ok!(c, op, run_time_address(c, op, total, false));
     let mut bytes = [0; 108];

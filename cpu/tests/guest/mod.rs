@@ -146,6 +146,8 @@ pub fn start_state() -> CpuState {
         halted: false,
         interrupt_shadow: 0,
         nmi_blocked: false,
+        nmi_pending: false,
+        pending_debug: 0,
     }
 }
 
@@ -286,4 +288,61 @@ fn tempdir() -> PathBuf {
     let path = std::env::temp_dir().join(format!("lockstep-cpu-{}-{n}", std::process::id()));
     std::fs::create_dir_all(&path).expect("a writable temporary directory");
     path
+}
+
+/// A guest of `system/`: image and expectations, for every engine.
+pub struct SystemGuest {
+    pub name: String,
+    pub image: Vec<u8>,
+    /// What it writes to port 0x10.
+    pub expected: Vec<u32>,
+    /// Why KVM does not do the same on every host, if it does not.
+    pub not_on_kvm: Option<String>,
+}
+
+impl SystemGuest {
+    fn directory() -> PathBuf {
+        // From this crate's tests, or from those of a sibling that includes this file.
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../cpu/tests/system")
+    }
+
+    /// Names of all of them, in order.
+    pub fn names() -> Vec<String> {
+        let mut names: Vec<String> = std::fs::read_dir(Self::directory())
+            .expect("the guests are part of the source")
+            .map(|entry| entry.expect("a readable directory").path())
+            .filter(|path| path.extension().is_some_and(|e| e == "S"))
+            .map(|path| path.file_stem().expect("a name").to_string_lossy().into())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Reads and assembles one.
+    pub fn read(name: &str) -> SystemGuest {
+        let read = |file: &str| {
+            let path = Self::directory().join(file);
+            std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+        };
+        let source = read(&format!("{name}.S"));
+        let line = |key: &str| {
+            let prefix = format!("# {key}: ");
+            source.lines().find_map(|l| l.strip_prefix(&prefix))
+        };
+        let expected = line("expect")
+            .expect("a guest says what it writes")
+            .split_whitespace()
+            .map(|word| u32::from_str_radix(word, 16).expect("hexadecimal"))
+            .collect();
+        let not_on_kvm = line("kvm")
+            .and_then(|l| l.strip_prefix("no, "))
+            .map(str::to_owned);
+        let text = format!("{}\n{source}", read("prelude.inc"));
+        SystemGuest {
+            name: name.to_owned(),
+            image: compile(&text, "S", &[]),
+            expected,
+            not_on_kvm,
+        }
+    }
 }

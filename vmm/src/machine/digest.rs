@@ -65,6 +65,8 @@ fn hash_cpu(cpu: &CpuState, hasher: &mut Xxh3) {
         halted,
         interrupt_shadow,
         nmi_blocked,
+        nmi_pending,
+        pending_debug,
     } = cpu;
     (gpr, rip, rflags).hash(hasher);
     for segment in segments.iter().chain([ldtr, tr]) {
@@ -84,6 +86,7 @@ fn hash_cpu(cpu: &CpuState, hasher: &mut Xxh3) {
     (star, lstar, cstar, sfmask, kernel_gs_base).hash(hasher);
     (sysenter_cs, sysenter_esp, sysenter_eip, pat, apic_base, dr).hash(hasher);
     (fxsave, halted, interrupt_shadow, nmi_blocked).hash(hasher);
+    (nmi_pending, pending_debug).hash(hasher);
 }
 
 #[cfg(test)]

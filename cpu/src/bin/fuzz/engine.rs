@@ -259,5 +259,7 @@ fn start_state() -> CpuState {
         halted: false,
         interrupt_shadow: 0,
         nmi_blocked: false,
+        nmi_pending: false,
+        pending_debug: 0,
     }
 }

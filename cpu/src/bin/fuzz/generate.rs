@@ -1,6 +1,6 @@
 //! Random cases from a seed: case `i` of seed `s` is always the same.
 
-use iced_x86::{Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{CpuidFeature, Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 use lockstep_cpu::opcodes::{Support, support};
 
@@ -210,6 +210,10 @@ fn registers(random: &mut Random) -> Registers {
     };
     // IF is always set in user code; status flags and DF at random.
     r.rflags = 0x202 | random.next() & 0x8d5 | if random.chance(8) { 0x400 } else { 0 };
+    // With AC, unaligned accesses of ring 3 are #AC.
+    if random.chance(40) {
+        r.rflags |= 0x4_0000;
+    }
     let control: u16 = (random.next() as u16 & 0xf00)
         | if random.chance(4) {
             random.next() as u16 & 0x3f
@@ -285,6 +289,12 @@ fn start(random: &mut Random) -> u64 {
     }
 }
 
+fn changes_stack(ins: &Instruction) -> bool {
+    ins.cpuid_features()
+        .iter()
+        .any(|f| !matches!(f, CpuidFeature::INTEL8086 | CpuidFeature::X64))
+}
+
 /// Case number `index` of a seed.
 pub fn case(opcodes: &Opcodes, seed: u64, index: u64) -> Case {
     let mut random = Random(seed ^ index.wrapping_mul(0xd134_2543_de82_ef95));
@@ -307,7 +317,14 @@ pub fn case(opcodes: &Opcodes, seed: u64, index: u64) -> Case {
             && matches!(ins.op_kind(0), OpKind::NearBranch64)
             && (case.start - 16..case.start + 32).contains(&ins.near_branch_target());
         let leads = case.instructions.is_empty() && wanted == 2;
+        // The comparison must know what these find in ST(0).
+        let domain = matches!(ins.mnemonic(), Mnemonic::F2xm1 | Mnemonic::Fyl2xp1)
+            && case.instructions.iter().any(changes_stack);
+        // No other instruction may move the stack from under its operand.
+        let popf = matches!(ins.mnemonic(), Mnemonic::Popf | Mnemonic::Popfq) && wanted == 2;
         if back
+            || domain
+            || popf
             || leads
                 && (ins.rflags_undefined() != 0
                     || shifts(&ins)
@@ -348,12 +365,12 @@ fn inside(at: u64) -> Option<usize> {
 /// Gives operands that are rarely legal, or rarely lead on, by chance a value that does.
 fn furnish(random: &mut Random, ins: &Instruction, case: &mut Case) {
     use Mnemonic::*;
-    // POPF of a random value would single-step, or check alignment, in the middle of the handler.
-    if ins.mnemonic() == Popfq || ins.mnemonic() == Popf {
-        let value = random.next() & 0x200cd5;
-        if let Some(offset) = inside(case.registers.gpr[4]) {
-            case.patches.push((offset, value.to_le_bytes().to_vec()));
-        }
+    // POPF of a random value would single-step the handler.
+    if matches!(ins.mnemonic(), Popf | Popfq) {
+        let value = random.next() & 0x20_0cd5 | u64::from(random.chance(4)) << 18;
+        let at = (random.below(DATA_PAGES * 4096 / 8 - 1) * 8) as usize;
+        case.registers.gpr[4] = DATA + at as u64;
+        case.patches.push((at, value.to_le_bytes().to_vec()));
         return;
     }
     if random.chance(4) {
@@ -380,6 +397,13 @@ fn furnish(random: &mut Random, ins: &Instruction, case: &mut Case) {
             if random.chance(2) {
                 case.registers.gpr[0] = random.next() as i32 as i64 as u64;
             }
+            return;
+        }
+        // An operand inside the function's domain.
+        F2xm1 | Fyl2xp1 => {
+            let exponent = (0x3ffe - random.below(70)) as u16 | random.next() as u16 & 0x8000;
+            case.registers.fx[40..42].copy_from_slice(&exponent.to_le_bytes());
+            case.registers.fx[39] |= 0x80;
             return;
         }
         // MXCSR, and the reserved fields' room.

@@ -6,7 +6,7 @@
 //! system call. The case's pages are mapped twice, so that they are filled through one mapping while
 //! the case sees them through the other, with its own rights.
 
-use std::arch::asm;
+use std::arch::{asm, naked_asm};
 use std::cell::UnsafeCell;
 use std::mem::offset_of;
 use std::ptr;
@@ -126,6 +126,19 @@ unsafe fn enter(shared: *mut Shared) {
     }
 }
 
+/// The kernel leaves the case's AC flag set; the handler is not written for that.
+#[unsafe(naked)]
+unsafe extern "C" fn entry(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    naked_asm!(
+        "pushfq",
+        "and dword ptr [rsp], {without_ac}",
+        "popfq",
+        "jmp {handler}",
+        without_ac = const !(1 << 18),
+        handler = sym handler,
+    )
+}
+
 unsafe extern "C" fn handler(signal: i32, _info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid context; `SHARED` was filled before the handlers were set, and
     // `enter`, which the signal interrupted, holds no reference into it.
@@ -210,7 +223,7 @@ impl Native {
             assert!(!stack.ss_sp.is_null());
             assert_eq!(libc::sigaltstack(&stack, ptr::null_mut()), 0);
             let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = handler as *const () as usize;
+            action.sa_sigaction = entry as *const () as usize;
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
             for signal in SIGNALS {
                 libc::sigaddset(&mut action.sa_mask, signal);

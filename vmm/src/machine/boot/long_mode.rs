@@ -116,6 +116,8 @@ pub fn long_mode(ram: &GuestRam, entry: u64) -> Result<CpuState, MemoryError> {
         halted: false,
         interrupt_shadow: 0,
         nmi_blocked: false,
+        nmi_pending: false,
+        pending_debug: 0,
     })
 }
 

@@ -3,7 +3,7 @@
 use std::io;
 
 use kvm_bindings::{
-    KVM_X86_SHADOW_INT_MOV_SS, KVM_X86_SHADOW_INT_STI, Msrs, kvm_debugregs, kvm_dtable,
+    KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_MOV_SS, KVM_X86_SHADOW_INT_STI, Msrs, kvm_debugregs, kvm_dtable,
     kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
@@ -11,6 +11,8 @@ use lockstep_cpu::{CpuState, DescriptorTable, Segment};
 
 use crate::machine::engine::{EngineError, EngineKind};
 
+/// Vector of #DB.
+const VECTOR_DB: u8 = 1;
 /// Size of the FXSAVE image.
 const FXSAVE_BYTES: usize = 512;
 /// Parts of the FXSAVE image (SDM vol. 1, 10.5.1) that differ between makers of CPUs for one and the
@@ -74,7 +76,7 @@ pub fn export(vcpu: &VcpuFd, halted: bool) -> Result<CpuState, EngineError> {
     if events.exception.injected != 0 || events.exception.pending != 0 {
         return Err(EngineError::InFlight("an exception is being delivered"));
     }
-    if events.interrupt.injected != 0 || events.nmi.injected != 0 || events.nmi.pending != 0 {
+    if events.interrupt.injected != 0 || events.nmi.injected != 0 {
         return Err(EngineError::InFlight("an interrupt is being delivered"));
     }
     let [es, cs, ss, ds, fs, gs] =
@@ -119,6 +121,8 @@ pub fn export(vcpu: &VcpuFd, halted: bool) -> Result<CpuState, EngineError> {
         halted,
         interrupt_shadow: shadow_from_kvm(events.interrupt.shadow),
         nmi_blocked: events.nmi.masked != 0,
+        nmi_pending: events.nmi.pending != 0,
+        pending_debug: 0,
     };
     export_msrs(vcpu, &mut state)?;
     Ok(state)
@@ -206,6 +210,7 @@ pub fn import(vcpu: &VcpuFd, state: &CpuState) -> Result<(), EngineError> {
     // enabled by arch_prctl, which this process does not do.
     unsafe { vcpu.set_xsave(&xsave_of(&state.fxsave)) }.map_err(host("KVM_SET_XSAVE"))?;
     let [db0, db1, db2, db3, dr6, dr7] = state.dr;
+    let dr6 = dr6 | state.pending_debug;
     let debug = kvm_debugregs {
         db: [db0, db1, db2, db3],
         dr6,
@@ -215,9 +220,15 @@ pub fn import(vcpu: &VcpuFd, state: &CpuState) -> Result<(), EngineError> {
     vcpu.set_debug_regs(&debug)
         .map_err(host("KVM_SET_DEBUGREGS"))?;
     let mut events = kvm_vcpu_events {
-        flags: kvm_bindings::KVM_VCPUEVENT_VALID_SHADOW,
+        flags: KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_NMI_PENDING,
         ..Default::default()
     };
+    if state.pending_debug != 0 {
+        // A trap that is due: KVM delivers it at the next entry. DR6 it takes as it finds it.
+        events.exception.injected = 1;
+        events.exception.nr = VECTOR_DB;
+    }
+    events.nmi.pending = u8::from(state.nmi_pending);
     events.interrupt.shadow = shadow_to_kvm(state.interrupt_shadow);
     events.nmi.masked = u8::from(state.nmi_blocked);
     vcpu.set_vcpu_events(&events)

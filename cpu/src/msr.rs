@@ -49,10 +49,10 @@ impl Core {
             // The TSC is the machine's clock: a write is accepted and changes nothing.
             0x10 => {}
             0x1b => {
-                if value & !0xff_ffff_f900 != 0 {
+                // The machine's local APIC is on, and where it is: CPUID says so, and goes on saying so.
+                if value != self.apic_base {
                     return Err(self.gp());
                 }
-                self.apic_base = value;
             }
             0x174 => self.sysenter_cs = value,
             0x175 => self.sysenter_esp = self.canonical_or_gp(value)?,

@@ -117,6 +117,16 @@ group! {
         emulated_instructions: Counter,
         /// Events applied.
         events: Counter,
+        /// Log entries that move the clock and say nothing else.
+        clock_entries: Gauge,
+        /// Log entries of frames that came.
+        frame_entries: Gauge,
+        /// Log entries of random bytes.
+        entropy_entries: Gauge,
+        /// Log entries of what the machine said.
+        output_entries: Gauge,
+        /// Log entries of digests.
+        digest_entries: Gauge,
     }
 }
 

@@ -92,11 +92,12 @@ fn values_that_a_key_cannot_have_are_refused_with_their_place() {
 fn paths_are_relative_to_the_file_that_names_them() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("vm.toml");
-    let text = "[vm]\nname = 'x'\nkernel = 'vmlinux'\n[network]\nswitch = 'sw'\n\
+    let text = "[vm]\nname = 'x'\nkernel = 'vmlinux'\ninitrd = 'disk'\n[network]\nswitch = 'sw'\n\
                 [arbiter]\ndirectory = '/shared'";
     std::fs::write(&path, text).expect("write");
     let file = VmFile::read(&path).expect("valid");
     assert_eq!(Path::new(&file.vm.kernel), directory.path().join("vmlinux"));
+    assert_eq!(file.vm.initrd, Some(directory.path().join("disk")));
     let network = file.network.expect("given");
     assert_eq!(network.switch, Some(directory.path().join("sw")));
     let arbiter = file.arbiter.expect("given");

@@ -94,6 +94,21 @@ impl Anchor {
     }
 }
 
+/// Entries written since the recorder's start, by what they say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EntryCounts {
+    /// The clock moved, and nothing else.
+    pub clocks: u64,
+    /// A frame came.
+    pub frames: u64,
+    /// Random bytes came.
+    pub entropy: u64,
+    /// The machine said something.
+    pub outputs: u64,
+    /// A digest.
+    pub digests: u64,
+}
+
 /// Records one machine.
 ///
 /// Ordering: outputs get their entries at the position at which the machine said them, so
@@ -107,8 +122,8 @@ pub struct Recorder {
     said: u64,
     /// The output of that number, while its entry is not written.
     unlogged: Option<Output>,
-    digests: u64,
     next_digest: u64,
+    counts: EntryCounts,
 }
 
 impl Recorder {
@@ -125,8 +140,14 @@ impl Recorder {
             },
             said,
             unlogged: None,
-            digests: 0,
             next_digest: now.saturating_add(settings.digest_interval),
+            counts: EntryCounts {
+                clocks: 0,
+                frames: 0,
+                entropy: 0,
+                outputs: 0,
+                digests: 0,
+            },
         }
     }
 
@@ -140,6 +161,12 @@ impl Recorder {
     #[must_use]
     pub const fn said(&self) -> u64 {
         self.said
+    }
+
+    /// What has been written so far.
+    #[must_use]
+    pub const fn counts(&self) -> EntryCounts {
+        self.counts
     }
 
     /// Records and applies the frame that the first `length` bytes of `draft` hold. The caller has
@@ -159,6 +186,7 @@ impl Recorder {
         let frame = &draft.payload_mut()[..length];
         vm.apply(clock, Event::Frame(frame))
             .map_err(RecordError::Vm)?;
+        self.counts.frames += 1;
         Ok(draft.commit(kind::FRAME, Flags::NONE, vm.position(), clock, length))
     }
 
@@ -178,6 +206,12 @@ impl Recorder {
         let mut draft = log.draft(payload.len()).map_err(RecordError::draft)?;
         draft.payload_mut()[..payload.len()].copy_from_slice(payload);
         vm.apply(clock, event).map_err(RecordError::Vm)?;
+        match event {
+            Event::Clock => self.counts.clocks += 1,
+            Event::Frame(_) => self.counts.frames += 1,
+            Event::Entropy(_) => self.counts.entropy += 1,
+            Event::Console(_) | Event::PowerButton => {}
+        }
         Ok(draft.commit(kind, Flags::NONE, vm.position(), clock, payload.len()))
     }
 
@@ -216,11 +250,10 @@ impl Recorder {
         }
         if self.settings.digest_interval != 0 && now >= self.next_digest {
             let scope = DigestScope::Stripe {
-                index: self.digests,
+                index: self.counts.digests,
                 bytes: self.settings.digest_stripe,
             };
             written = Some(self.digest(vm, log, scope)?);
-            self.digests += 1;
             self.next_digest = now.saturating_add(self.settings.digest_interval);
         }
         Ok(written)
@@ -250,6 +283,7 @@ impl Recorder {
         at_position(vm)?;
         let draft = log.draft(MARK_BYTES_MAX).map_err(RecordError::draft)?;
         let digest = vm.digest(scope).map_err(RecordError::Vm)?;
+        self.counts.digests += 1;
         Ok(commit_mark(
             vm,
             draft,
@@ -316,6 +350,7 @@ impl Recorder {
                 draft.commit(kind::OUTPUT, flags, vm.position(), vm.clock(), 0)
             };
             sink.hold(sequence, output);
+            self.counts.outputs += 1;
             written = Some(sequence);
         }
         Ok(written)

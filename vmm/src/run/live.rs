@@ -194,12 +194,23 @@ impl<V: Vm> Live<V> {
         }
         let tick = self.recorder.tick(&mut self.vm, log, now, self.halted)?;
         events += u64::from(tick.is_some());
+        self.show_entries();
         if events > 0 {
             // Whether one of them ends HLT is the machine's to say, when it next runs.
             self.halted = false;
             self.counters.vcpu.events.add(events);
         }
         Ok(events > 0)
+    }
+
+    /// Log economy, for whoever asks.
+    fn show_entries(&self) {
+        let (counts, shown) = (self.recorder.counts(), &self.counters.vcpu);
+        shown.clock_entries.set(counts.clocks);
+        shown.frame_entries.set(counts.frames);
+        shown.entropy_entries.set(counts.entropy);
+        shown.output_entries.set(counts.outputs);
+        shown.digest_entries.set(counts.digests);
     }
 
     /// The transport was handed everything committed so far.

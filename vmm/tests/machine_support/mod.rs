@@ -348,6 +348,7 @@ pub enum Moment {
     Said(OutputKind, Vec<u8>),
     Frame(Vec<u8>),
     Console(Vec<u8>),
+    Entropy(Vec<u8>),
     Clock,
     Digest(StateDigest),
 }
@@ -370,6 +371,7 @@ pub fn apply(machine: &mut Machine, log: &mut Vec<Entry>, clock: u64, moment: Mo
     let event = match &moment {
         Moment::Frame(frame) => Event::Frame(frame),
         Moment::Console(bytes) => Event::Console(bytes),
+        Moment::Entropy(bytes) => Event::Entropy(bytes),
         Moment::Clock => Event::Clock,
         Moment::Said(..) | Moment::Digest(_) => panic!("{moment:?} is no event"),
     };

@@ -356,6 +356,11 @@ mod tests {
             error,
             "payload of entry kind 0x0001 has 1 bytes, expected 0"
         );
+        let error = decode(kind::ENTROPY, &[0; ENTROPY_LIMIT + 1]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "payload of entry kind 0x0005 has 257 bytes, expected 256"
+        );
         assert_eq!(
             decode(0xbad, &[]),
             Err(PayloadError::UnknownKind { found: 0xbad })

@@ -5,8 +5,10 @@
 //! specification 3.6.2.2), so that a guest that knows the 8259A alone sees nothing of it.
 //!
 //! Not there: NMI, SMI, INIT and start-up messages (nobody sends them to a machine of one CPU; a
-//! guest that sends them to itself gets nothing), LINT0 in another mode than ExtINT, x2APIC mode,
-//! and a base address other than the usual one.
+//! guest that sends them to itself gets nothing), LINT0 in another mode than ExtINT, x2APIC mode, and
+//! another base address or none (the `soft` engine refuses such a write of IA32_APIC_BASE). CR8 is
+//! the CPU's and not wired to the task-priority register: a guest that holds interrupts back by CR8
+//! holds back nothing. Linux writes neither.
 //!
 //! Ordering contract: the CPU looks at [`LocalApic::pending`] and, when it takes the interrupt, calls
 //! [`LocalApic::begin_service`] exactly once.

@@ -1,7 +1,7 @@
 //! The CPU model under KVM: the software CPU's, as far as KVM obeys. Back ends without hardware
 //! virtualization do not mask CPUID; [`super::capabilities`] finds out.
 
-use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use lockstep_cpu::{CpuModel, TSC_DEADLINE};
 
 /// Leaves that the model answers; all others answer zero.
@@ -26,6 +26,9 @@ const LEAVES: [u32; 18] = [
     0x8000_000a,
 ];
 
+/// A leaf of which the model answers the first subleaf alone.
+const STRUCTURED_FEATURES: u32 = 7;
+
 /// What the model answers, less the deadline mode of the local APIC's timer: its register is KVM's
 /// where it exists at all, and its counter the host's.
 fn answer(model: &CpuModel, leaf: u32) -> [u32; 4] {
@@ -44,6 +47,11 @@ pub fn table(model: &CpuModel) -> CpuId {
             let [eax, ebx, ecx, edx] = answer(model, *leaf);
             kvm_cpuid_entry2 {
                 function: *leaf,
+                flags: if *leaf == STRUCTURED_FEATURES {
+                    KVM_CPUID_FLAG_SIGNIFCANT_INDEX
+                } else {
+                    0
+                },
                 eax,
                 ebx,
                 ecx,

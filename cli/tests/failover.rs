@@ -1,6 +1,7 @@
 //! Protected machines that lose their primary: real processes, in network namespaces, under load.
 
 use lockstep_bench::load::LoadConfig;
+use lockstep_cli::commands::HALTED_EXIT_CODE;
 use lockstep_cli::commands::report::Role;
 use lockstep_cli::scenario::{
     Fault, Host, Loss, Round, Scenario, ScenarioOptions, Tenant, Workload,
@@ -201,4 +202,73 @@ fn a_damaged_log_is_refused(log: &Path, configuration: &Path) {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("replaying the saved log"), "{said}");
+}
+
+#[test]
+fn a_flipped_bit_in_the_backups_memory_is_found_and_it_never_goes_live() {
+    with_namespaces(
+        "a_flipped_bit_in_the_backups_memory_is_found_and_it_never_goes_live",
+        || {
+            let mut settings = over(TransportKind::Tcp);
+            settings.replay.digest_interval_ms = 5;
+            let mut scenario = scenario(settings);
+            let mut pair = scenario.pair(Host::A, Duration::ZERO).expect("a pair");
+            let mut client = scenario.client(load(&scenario)).expect("a client");
+            client.run(Duration::from_millis(300)).expect("a load");
+
+            flip_a_bit_of_guest_memory(pair.backup.id());
+            client.run(Duration::from_millis(300)).expect("a load");
+            let end = pair
+                .backup
+                .wait_end(Duration::from_secs(10))
+                .expect("an end");
+            assert_eq!(end.code(), Some(i32::from(HALTED_EXIT_CODE)), "{end}");
+            let said = pair.backup.last_words();
+            assert!(said.contains("state differs at position"), "{said}");
+
+            // The primary is not to suffer for it.
+            let alone = |status: &Value| (status["role"] == "alone").then_some(());
+            pair.primary
+                .wait_for("being alone", Duration::from_secs(10), alone)
+                .expect("an arbiter that is there");
+            client.run(Duration::from_millis(300)).expect("a load");
+            let verdict = client.verify().expect("a verification");
+            assert!(verdict.passed(), "{verdict:?}");
+        },
+    );
+}
+
+/// Flips a bit in the middle of the largest private anonymous memory of a process, which is where its
+/// guest's RAM is.
+fn flip_a_bit_of_guest_memory(process: u32) {
+    use std::os::unix::fs::FileExt;
+    let maps = std::fs::read_to_string(format!("/proc/{process}/maps")).expect("its mappings");
+    let anonymous = maps.lines().filter_map(|line| {
+        // address, permissions, offset, device, inode, and for files a path: proc_pid_maps(5).
+        let fields: Vec<_> = line.split_whitespace().collect();
+        if fields.len() != 5 || fields[1] != "rw-p" {
+            return None;
+        }
+        let (start, end) = fields[0].split_once('-')?;
+        let number = |text| u64::from_str_radix(text, 16).ok();
+        Some((number(start)?, number(end)?))
+    });
+    let (start, end) = anonymous
+        .max_by_key(|(start, end)| end - start)
+        .expect("memory");
+    assert!(
+        end - start >= 16 << 20,
+        "{} bytes are no guest's",
+        end - start
+    );
+    let memory = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(format!("/proc/{process}/mem"))
+        .expect("its memory");
+    let at = start + (end - start) / 2;
+    let mut byte = [0];
+    memory.read_exact_at(&mut byte, at).expect("a byte");
+    byte[0] ^= 0x10;
+    memory.write_all_at(&byte, at).expect("a bit");
 }

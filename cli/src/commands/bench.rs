@@ -1,6 +1,7 @@
 //! `lockstep bench`: suites that end in histograms and plots.
 
 mod arms;
+pub(crate) mod redis;
 
 use crate::demo::engine;
 use crate::progress::Progress;
@@ -57,6 +58,8 @@ enum Suite {
     Channel,
     /// What the output rule adds to a packet: unprotected, shm and tcp in one run
     OutputLatency(OutputLatencyArguments),
+    /// Requests a second of Redis in Debian, protected and unprotected
+    Redis(redis::RedisArguments),
     /// The software CPU beside QEMU's, with and without -icount: a kernel's boot, and bare loops
     Cpu(CpuArguments),
 }
@@ -149,8 +152,9 @@ pub fn bench(arguments: &BenchArguments, settings: Settings) -> Result<ExitCode,
         Suite::Channel => "channel",
         Suite::OutputLatency(_) => "output-latency",
         Suite::Cpu(_) => "cpu",
+        Suite::Redis(_) => "redis",
     };
-    if matches!(arguments.suite, Suite::OutputLatency(_)) {
+    if matches!(arguments.suite, Suite::OutputLatency(_) | Suite::Redis(_)) {
         namespaces::gain()?;
     }
     let directory = super::results_directory(arguments.all.results.as_deref(), name);
@@ -171,6 +175,20 @@ pub fn bench(arguments: &BenchArguments, settings: Settings) -> Result<ExitCode,
             true
         }
         Suite::OutputLatency(suite) => output_latency(suite, settings, small, &mut report)?,
+        Suite::Redis(suite) => {
+            let program = std::env::current_exe().map_err(BenchError::Program)?;
+            let engine = EngineChoice::Soft;
+            let tenant = Tenant::debian("redis", &program, engine, &Progress::new())?;
+            let options = ScenarioOptions {
+                program,
+                engine,
+                settings,
+                save_logs: false,
+                tenant,
+                evidence: None,
+            };
+            redis::run(suite, &options, small, &mut report)?
+        }
         Suite::Cpu(suite) => {
             let options = cpu_options(suite, small)?;
             let progress = Progress::new();

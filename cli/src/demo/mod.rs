@@ -12,6 +12,7 @@ mod strikes;
 
 pub use outcome::Outcome;
 
+use crate::commands::bench::redis::REDIS_PORT;
 use crate::commands::{command_line, results_directory};
 use crate::progress::Progress;
 use crate::scenario::{Fault, Scenario, ScenarioError, ScenarioOptions, Tenant, Workload};
@@ -26,9 +27,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
-
-/// Where Redis listens.
-const REDIS_PORT: u16 = 6379;
 
 /// Arguments of `lockstep demo`.
 #[derive(Debug, Args)]
@@ -160,6 +158,9 @@ pub fn demo(arguments: &DemoArguments, settings: Settings) -> Result<ExitCode, D
                 rate: arguments.rate,
                 arrivals: Arrivals::Uniform,
             },
+            // What is in flight at once on a key could have happened in any order. One request a
+            // connection keeps a history checkable, however long a failover takes.
+            depth: 1,
             ..RedisConfig::new((GUEST_ADDRESS, REDIS_PORT).into())
         }),
     }

@@ -144,6 +144,12 @@ impl Process {
         })
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What it is called.
     #[must_use]
     pub fn name(&self) -> &str {

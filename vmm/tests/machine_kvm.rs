@@ -412,3 +412,72 @@ fn a_snapshot_moves_between_the_engines() {
         assert_eq!(answers, ["VALUE a 0 2\r\nhi\r\nEND\r\n"], "{from} to {to}");
     }
 }
+
+/// Device memory that reads as 1.5 and remembers writes.
+#[derive(Default)]
+struct Doubles {
+    written: Vec<(u64, u64, Vec<u8>)>,
+    ports: Vec<(u64, u16)>,
+}
+
+impl lockstep_cpu::Bus for Doubles {
+    fn port_read(&mut self, _at: u64, _port: u16, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+    fn port_write(&mut self, at: u64, port: u16, _data: &[u8]) {
+        self.ports.push((at, port));
+    }
+    fn mmio_read(&mut self, _at: u64, _address: u64, data: &mut [u8]) {
+        data.copy_from_slice(&1.5_f64.to_bits().to_le_bytes()[..data.len()]);
+    }
+    fn mmio_write(&mut self, at: u64, address: u64, data: &[u8]) {
+        self.written.push((at, address, data.to_vec()));
+    }
+    fn msr_read(&mut self, _at: u64, _index: u32) -> Result<u64, lockstep_cpu::MsrFault> {
+        Err(lockstep_cpu::MsrFault)
+    }
+    fn msr_write(
+        &mut self,
+        _at: u64,
+        _index: u32,
+        _value: u64,
+    ) -> Result<(), lockstep_cpu::MsrFault> {
+        Err(lockstep_cpu::MsrFault)
+    }
+    fn interrupt_line(&self) -> bool {
+        false
+    }
+    fn acknowledge_interrupt(&mut self) -> u8 {
+        unreachable!("the line is never up")
+    }
+    fn stop_requested(&self) -> bool {
+        false
+    }
+}
+
+/// KVM's emulator has no x87 loads and stores, which a guest may well use on device memory.
+#[test]
+fn what_kvm_cannot_emulate_the_software_cpu_executes() {
+    if !host_has_kvm("what_kvm_cannot_emulate_the_software_cpu_executes") {
+        return;
+    }
+    let ram = GuestRam::new(4 << 20).unwrap();
+    let mut engine = KvmEngine::new(ram.accessor().clone()).unwrap();
+    let mut state = boot::long_mode(&ram, 0x10_0000).unwrap();
+    state.gpr[3] = 0xd000_0000;
+    // fldl 8(%rbx); fstpl 16(%rbx); out %al, $0x99; hlt
+    ram.write(
+        0x10_0000,
+        &[0xdd, 0x43, 8, 0xdd, 0x5b, 16, 0xe6, 0x99, 0xf4],
+    )
+    .unwrap();
+    engine.set_state(&state).unwrap();
+    let mut bus = Doubles::default();
+    while engine.run(u64::MAX, &mut bus).unwrap() != Stop::Halted {}
+    let bytes = 1.5_f64.to_bits().to_le_bytes().to_vec();
+    assert_eq!(bus.written, [(1, 0xd000_0010, bytes)]);
+    assert_eq!(bus.ports, [(2, 0x99)]);
+    assert_eq!(engine.position(), 4);
+    assert_eq!(engine.emulated_instructions(), 2);
+    assert_eq!(engine.state().unwrap().rip, 0x10_0009);
+}

@@ -103,6 +103,10 @@ pub trait Vm {
     fn apply(&mut self, clock: VirtualTime, event: Event<'_>) -> Result<(), Self::Error>;
     /// Takes the oldest output not yet taken. Taking it changes no state that a digest covers.
     fn next_output(&mut self) -> Option<Output>;
+    /// Instructions that the engine left to another, since this process began. For status only.
+    fn emulated_instructions(&self) -> u64 {
+        0
+    }
     /// Gives an output's buffer back, so that the hot path allocates nothing.
     fn recycle(&mut self, output: Output);
     /// Digest of the state here. Outputs that were said and not yet taken are no part of it.

@@ -88,4 +88,9 @@ pub trait Engine: Send {
     /// A handle with which another thread ends [`Engine::run`] early, where that is possible. The
     /// `soft` engine has none: its runs are bounded by `until` and cost what they retire.
     fn kicker(&self) -> Option<Kicker>;
+    /// Instructions that this engine could not execute and another did (`kvm`: where KVM's emulator gave
+    /// up).
+    fn emulated_instructions(&self) -> u64 {
+        0
+    }
 }

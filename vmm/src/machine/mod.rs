@@ -287,6 +287,10 @@ impl Vm for Machine {
         Ok(())
     }
 
+    fn emulated_instructions(&self) -> u64 {
+        self.engine.emulated_instructions()
+    }
+
     fn next_output(&mut self) -> Option<Output> {
         self.bus.outputs().pop()
     }

@@ -215,6 +215,12 @@ impl<V: Vm> Following<V> {
             };
             self.receiver.report().replayed(replayed);
             self.counters.vcpu.position.set(self.vm.position());
+            let emulated = &self.counters.vcpu.emulated_instructions;
+            emulated.add(
+                self.vm
+                    .emulated_instructions()
+                    .saturating_sub(emulated.get()),
+            );
             self.counters
                 .channel
                 .replayed_sequence

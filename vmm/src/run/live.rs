@@ -136,6 +136,12 @@ impl<V: Vm> Live<V> {
             self.halted = stop == Stop::Halted;
             self.hold_outputs(log, kick)?;
             self.counters.vcpu.position.set(self.vm.position());
+            let emulated = &self.counters.vcpu.emulated_instructions;
+            emulated.add(
+                self.vm
+                    .emulated_instructions()
+                    .saturating_sub(emulated.get()),
+            );
             progress = true;
         }
         Ok(progress)

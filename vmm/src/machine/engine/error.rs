@@ -36,7 +36,7 @@ pub enum EngineError {
     },
     /// KVM could not emulate an instruction (KVM_EXIT_INTERNAL_ERROR).
     #[error(
-        "KVM cannot emulate the instruction at RIP {rip:#x} (internal error, suberror {suberror}, bytes {bytes}); \
+        "neither KVM nor the software CPU can execute the instruction at RIP {rip:#x} (internal error, suberror {suberror}, bytes {bytes}); \
          last exit: {last_exit}; run this guest on the soft engine"
     )]
     Emulation {
@@ -144,6 +144,11 @@ pub enum KvmExit {
     },
     /// HLT.
     Halt,
+    /// An instruction that KVM gave up on and the software CPU executed.
+    Instruction {
+        /// Where it stands.
+        rip: u64,
+    },
 }
 
 impl fmt::Display for KvmExit {
@@ -161,6 +166,12 @@ impl fmt::Display for KvmExit {
                 write: false,
             } => write!(formatter, "load from {address:#x}"),
             Self::Halt => formatter.write_str("HLT"),
+            Self::Instruction { rip } => {
+                write!(
+                    formatter,
+                    "an instruction at {rip:#x} that KVM cannot emulate"
+                )
+            }
         }
     }
 }

@@ -8,12 +8,16 @@
 
 use std::io;
 
-use kvm_bindings::{KVM_CAP_ENFORCE_PV_FEATURE_CPUID, kvm_enable_cap, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_CAP_EXIT_ON_EMULATION_FAILURE,
+    KVM_INTERNAL_ERROR_EMULATION, kvm_enable_cap, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use lockstep_cpu::{Bus, CpuModel, CpuState};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use self::exits::Exit;
+use self::fallback::Fallback;
 use self::kick::{KickTarget, Kicker};
 use super::error::{KvmExit, TripleFaultCause};
 use super::{Engine, EngineError, EngineKind, Position, Stop};
@@ -21,6 +25,7 @@ use super::{Engine, EngineError, EngineKind, Position, Stop};
 pub mod capabilities;
 mod cpuid;
 mod exits;
+mod fallback;
 mod ioctl;
 pub mod kick;
 mod state;
@@ -44,6 +49,8 @@ pub struct KvmEngine {
     /// Finishing an instruction led to its next exit, which is still to be performed.
     exit_waits: bool,
     last_exit: KvmExit,
+    /// Executes what KVM gives up on.
+    fallback: Fallback,
 }
 
 /// What [`KvmEngine::enter`] came back for.
@@ -101,10 +108,21 @@ impl KvmEngine {
             vcpu.enable_cap(&capability)
                 .map_err(refused("KVM_ENABLE_CAP(ENFORCE_PV_FEATURE_CPUID)"))?;
         }
+        if kvm.check_extension_raw(u64::from(KVM_CAP_EXIT_ON_EMULATION_FAILURE)) > 0 {
+            // Without it only ring 0's failures come out; ring 3 gets #UD.
+            let capability = kvm_enable_cap {
+                cap: KVM_CAP_EXIT_ON_EMULATION_FAILURE,
+                args: [1, 0, 0, 0],
+                ..Default::default()
+            };
+            vm.enable_cap(&capability)
+                .map_err(refused("KVM_ENABLE_CAP(EXIT_ON_EMULATION_FAILURE)"))?;
+        }
         let (kick, _) = KickTarget::new();
         Ok(Self {
             vcpu,
             _vm: vm,
+            fallback: Fallback::new(memory.clone()),
             _memory: memory,
             kick,
             position: 0,
@@ -238,6 +256,20 @@ impl KvmEngine {
                 });
             }
             Exit::InternalError { suberror, bytes } => {
+                let rip = self.rip();
+                if suberror == KVM_INTERNAL_ERROR_EMULATION {
+                    match self.execute_elsewhere(bus) {
+                        Ok(()) => {
+                            self.last_exit = KvmExit::Instruction { rip };
+                            self.position += 1;
+                            self.at_position = true;
+                            return Ok(());
+                        }
+                        Err(reason) => {
+                            tracing::error!(rip, %reason, "the software CPU could not help KVM out");
+                        }
+                    }
+                }
                 return Err(EngineError::Emulation {
                     rip: self.rip(),
                     suberror,
@@ -255,6 +287,34 @@ impl KvmEngine {
         }
         self.position += 1;
         self.at_position = true;
+        Ok(())
+    }
+
+    /// Has the software CPU execute the instruction that KVM gave up on.
+    fn execute_elsewhere(&mut self, bus: &mut dyn Bus) -> Result<(), EngineError> {
+        state::withdraw_undefined(&self.vcpu)?;
+        let before = state::export(&self.vcpu, false)?;
+        let after = self
+            .fallback
+            .step(&before, self.position, bus)
+            .map_err(|error| EngineError::State {
+                engine: EngineKind::Soft,
+                reason: error.to_string(),
+            })?;
+        self.adopt(&after)
+    }
+
+    /// Puts a state into the vCPU.
+    fn adopt(&mut self, state: &CpuState) -> Result<(), EngineError> {
+        state::import(&self.vcpu, state)?;
+        let run = self.vcpu.get_kvm_run();
+        run.cr8 = state.cr8;
+        run.if_flag = u8::from(state.rflags & crate::machine::RFLAGS_IF != 0);
+        // KVM has not looked yet; it will have at the next exit. A guest that waits in HLT takes an
+        // interrupt at once if it takes any.
+        run.ready_for_interrupt_injection =
+            u8::from(run.if_flag != 0 && state.interrupt_shadow == 0);
+        self.halted = state.halted;
         Ok(())
     }
 
@@ -325,16 +385,7 @@ impl Engine for KvmEngine {
                 "an instruction of several accesses is half done",
             ));
         }
-        state::import(&self.vcpu, state)?;
-        let run = self.vcpu.get_kvm_run();
-        run.cr8 = state.cr8;
-        run.if_flag = u8::from(state.rflags & crate::machine::RFLAGS_IF != 0);
-        // KVM has not looked yet; it will have at the next exit. A guest that waits in HLT takes an
-        // interrupt at once if it takes any.
-        run.ready_for_interrupt_injection =
-            u8::from(run.if_flag != 0 && state.interrupt_shadow == 0);
-        self.halted = state.halted;
-        Ok(())
+        self.adopt(state)
     }
 
     fn set_position(&mut self, position: Position) {
@@ -343,5 +394,9 @@ impl Engine for KvmEngine {
 
     fn kicker(&self) -> Option<Kicker> {
         Some(self.kick.kicker())
+    }
+
+    fn emulated_instructions(&self) -> u64 {
+        self.fallback.executed()
     }
 }

@@ -14,6 +14,8 @@ use crate::machine::engine::{EngineError, EngineKind};
 
 /// Vector of #DB.
 const VECTOR_DB: u8 = 1;
+/// Vector of #UD.
+const VECTOR_UD: u8 = 6;
 /// Size of the FXSAVE image.
 const FXSAVE_BYTES: usize = 512;
 /// Parts of the FXSAVE image (SDM vol. 1, 10.5.1) that differ between makers of CPUs for one and the
@@ -127,6 +129,23 @@ pub fn export(vcpu: &VcpuFd, halted: bool) -> Result<CpuState, EngineError> {
     };
     export_msrs(vcpu, &mut state)?;
     Ok(state)
+}
+
+/// Takes back the #UD that KVM queues beside an emulation failure.
+///
+/// # Errors
+/// The host refused a call.
+pub fn withdraw_undefined(vcpu: &VcpuFd) -> Result<(), EngineError> {
+    let mut events = vcpu
+        .get_vcpu_events()
+        .map_err(host("KVM_GET_VCPU_EVENTS"))?;
+    let exception = &mut events.exception;
+    if exception.nr != VECTOR_UD || (exception.injected == 0 && exception.pending == 0) {
+        return Ok(());
+    }
+    (exception.injected, exception.pending) = (0, 0);
+    vcpu.set_vcpu_events(&events)
+        .map_err(host("KVM_SET_VCPU_EVENTS"))
 }
 
 fn export_msrs(vcpu: &VcpuFd, state: &mut CpuState) -> Result<(), EngineError> {

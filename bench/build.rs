@@ -19,8 +19,7 @@ fn main() {
             .current_dir(&source)
             .args(["-m64", "-nostdlib", "-static", "-no-pie"])
             .args(["-Wl,--build-id=none", "-Wl,-z,noexecstack"])
-            // Its one segment holds tables that it writes, beside its code.
-            .args(["-Wl,--no-warn-rwx-segments", "-Wl,-T,bare.ld", "-o"])
+            .args(["-Wl,-T,bare.ld", "-o"])
             .arg(&image)
             .arg("boot.S")
             .arg(format!("{workload}.S"))

@@ -201,7 +201,7 @@ pub fn run(
     report.fact("rounds", options.rounds);
     match &options.boot {
         Some(boot) => {
-            report.fact("command line", boot.command_line.clone());
+            report.fact("command line", boot.full_command_line());
             report.fact("memory bytes", boot.memory_bytes);
             measure(boot, options, &mut lanes, report, progress)?;
         }

@@ -88,8 +88,9 @@ pub(crate) const SHADOW_STI: u8 = 1;
 pub(crate) const SHADOW_SS: u8 = 2;
 
 /// Instructions for which blocks run into each other before the dispatch loop has a look: enough for
-/// the look to cost nothing, and few enough for a bounded stack (see [`crate::op`]).
-pub(crate) const SLICE: u64 = 4096;
+/// the look to cost nothing, and few enough for a bounded stack (see [`crate::op`]), even if all of
+/// them were of a kind whose handler, with a buffer of its own, calls the next instead of jumping.
+pub(crate) const SLICE: u64 = 512;
 
 /// The processor's state, what handlers use most first: its offsets are the shortest.
 #[repr(C)]
@@ -235,15 +236,27 @@ impl Core {
         self.limit.wrapping_sub(self.remaining)
     }
 
-    /// Adds to the slice what the run still allows. False: nothing.
+    /// Fills the slice up as far as the run allows. False: not at all.
     pub(crate) fn extend_slice(&mut self) -> bool {
-        let more = self
-            .end
-            .wrapping_sub(self.limit)
-            .min(SLICE.saturating_sub(self.remaining));
+        let more = SLICE.saturating_sub(self.remaining);
+        let before = self.limit;
+        self.widen_slice(more);
+        self.limit != before
+    }
+
+    /// Adds to the slice, as far as the run allows, what a repeated instruction may need: those take
+    /// no stack. To be followed by [`Core::trim_slice`].
+    pub(crate) fn widen_slice(&mut self, by: u64) {
+        let more = self.end.wrapping_sub(self.limit).min(by);
         self.limit = self.limit.wrapping_add(more);
         self.remaining += more;
-        more != 0
+    }
+
+    /// Takes from the slice what is beyond its length.
+    pub(crate) fn trim_slice(&mut self) {
+        let excess = self.remaining.saturating_sub(SLICE);
+        self.limit = self.limit.wrapping_sub(excess);
+        self.remaining -= excess;
     }
 
     pub(crate) fn rflags(&self) -> u64 {

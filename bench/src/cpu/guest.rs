@@ -1,5 +1,9 @@
 //! What is executed.
 
+use lockstep_vmm::machine::MachineConfig;
+use lockstep_vmm::machine::boot::ImageKind;
+use lockstep_vmm::machine::engine::EngineKind;
+
 /// A program for a machine, and how to know how far it is.
 #[derive(Debug, Clone)]
 pub struct Guest {
@@ -9,7 +13,7 @@ pub struct Guest {
     pub kernel: Vec<u8>,
     /// For a bzImage.
     pub initrd: Option<Vec<u8>>,
-    /// Given to every contender as it is.
+    /// Given to every contender, with what Lockstep's machine adds to it (the TSC's rate).
     pub command_line: String,
     /// RAM.
     pub memory_bytes: u64,
@@ -32,6 +36,27 @@ impl Guest {
             begin: None,
             end,
         }
+    }
+
+    /// What Lockstep's machine for it is made of.
+    pub(super) fn machine(&self) -> MachineConfig {
+        MachineConfig {
+            engine: EngineKind::Soft,
+            memory_bytes: self.memory_bytes,
+            command_line: self.command_line.clone(),
+            nic: false,
+            ..MachineConfig::default()
+        }
+    }
+
+    /// The command line that every contender gets, to the letter.
+    pub(super) fn full_command_line(&self) -> String {
+        let kind = if self.is_boot() {
+            ImageKind::OperatingSystem
+        } else {
+            ImageKind::Bare
+        };
+        self.machine().full_command_line(kind)
     }
 
     /// Whether this is a stock kernel's boot.

@@ -87,8 +87,9 @@ impl Qemu {
             fs::write(&initrd, bytes)?;
             command.arg("-initrd").arg(initrd);
         }
-        if !guest.command_line.is_empty() {
-            command.arg("-append").arg(&guest.command_line);
+        let line = guest.full_command_line();
+        if !line.is_empty() {
+            command.arg("-append").arg(line);
         }
         Ok(command)
     }

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use lockstep_vmm::ft::vm::{Event, OutputKind, Vm};
-use lockstep_vmm::machine::engine::{EngineKind, Stop};
-use lockstep_vmm::machine::{Machine, MachineConfig, MachineError};
+use lockstep_vmm::machine::engine::Stop;
+use lockstep_vmm::machine::{Machine, MachineError};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::console::{Console, Mark};
@@ -35,15 +35,9 @@ impl Contender for Soft {
         };
         let started = Instant::now();
         let mut begun = (started, processor(), 0);
-        let config = MachineConfig {
-            engine: EngineKind::Soft,
-            memory_bytes: guest.memory_bytes,
-            command_line: guest.command_line.clone(),
-            nic: false,
-            ..MachineConfig::default()
-        };
-        let mut machine = Machine::with_initrd(&config, &guest.kernel, guest.initrd.as_deref())
-            .map_err(failed)?;
+        let mut machine =
+            Machine::with_initrd(&guest.machine(), &guest.kernel, guest.initrd.as_deref())
+                .map_err(failed)?;
         let mut console = Console::new(guest);
         loop {
             let stop = machine.run(machine.position() + SLICE).map_err(failed)?;

@@ -176,11 +176,14 @@ pub struct Board {
     cmos: u8,
     /// Everything sent.
     pub text: Vec<u8>,
-    _quiet: bool,
+    until: Vec<u8>,
+    /// Position of the OUT that completed the text awaited.
+    pub said_at: Option<u64>,
 }
 
 impl Board {
-    pub fn new(quiet: bool) -> Board {
+    /// A board that awaits a text.
+    pub fn new(until: &str) -> Board {
         Board {
             master: Pic::default(),
             slave: Pic::default(),
@@ -194,7 +197,8 @@ impl Board {
             sent: false,
             cmos: 0,
             text: Vec::new(),
-            _quiet: quiet,
+            until: until.into(),
+            said_at: None,
         }
     }
 
@@ -347,7 +351,13 @@ impl Bus for Board {
                 self.port_61 = v;
             }
             0x70 => self.cmos = v,
-            0x3f8..=0x3ff => self.serial_write(port - 0x3f8, v),
+            0x3f8..=0x3ff => {
+                self.serial_write(port - 0x3f8, v);
+                if self.said_at.is_none() && self.text.ends_with(&self.until) {
+                    self.said_at = Some(at);
+                    self.stop = true;
+                }
+            }
             _ => {}
         }
     }

@@ -5,7 +5,8 @@
 //!
 //! The initrd is made here: busybox, and an init that mounts what a shell needs, prints
 //! `LOCKSTEP-BOOTED` and starts the shell. With `--cut` the run is cut into random budgets, which
-//! must not change the final digest.
+//! must not change the final digest: that of the state and memory a fixed number of instructions
+//! behind the one that said the mark, wherever runs ended.
 
 mod devices;
 mod image;
@@ -20,6 +21,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 const RAM: usize = 256 << 20;
 /// Gives up here.
 const MOST: u64 = 20_000_000_000;
+/// Instructions from the mark to the digest.
+const BEHIND: u64 = 20_000_000;
 
 struct Options {
     kernel: Vec<u8>,
@@ -78,18 +81,20 @@ fn main() -> Result<(), String> {
     )?;
     let mut cpu = Cpu::new(memory.clone(), CpuModel::x86_64_v1());
     cpu.set_state(&state).map_err(|e| e.to_string())?;
-    let mut board = Board::new(options.quiet);
+    let mut board = Board::new(&options.until);
     let mut random = options.cut;
     let mut shown = 0;
     let started = Instant::now();
     let mut mark: Option<(u64, f64)> = None;
-    while cpu.retired() < MOST {
+    let mut end = MOST;
+    while cpu.retired() < end {
         let now = cpu.retired();
         board.tick(now);
         let mut budget = board
             .next_event(now)
             .unwrap_or(1_000_000_000)
-            .clamp(1, 10_000_000);
+            .clamp(1, 10_000_000)
+            .min(end - now);
         if let Some(state) = &mut random {
             *state = state
                 .wrapping_mul(6_364_136_223_846_793_005)
@@ -121,9 +126,11 @@ fn main() -> Result<(), String> {
                 .map_err(|e| e.to_string())?;
             shown = board.text.len();
         }
-        if String::from_utf8_lossy(&board.text).contains(&options.until) {
-            mark = Some((cpu.retired(), started.elapsed().as_secs_f64()));
-            break;
+        if mark.is_none()
+            && let Some(at) = board.said_at
+        {
+            mark = Some((at, started.elapsed().as_secs_f64()));
+            end = at + BEHIND;
         }
     }
     let (retired, seconds) = mark.unwrap_or((cpu.retired(), started.elapsed().as_secs_f64()));
@@ -139,14 +146,20 @@ fn main() -> Result<(), String> {
                 .rotate_left(17);
         }
     }
+    for byte in format!("{:x?}", cpu.state()).bytes() {
+        digest = (digest ^ u64::from(byte))
+            .wrapping_mul(0x100_0000_01b3)
+            .rotate_left(17);
+    }
     println!(
-        "\n{} {retired} instructions, {seconds:.3} s, {:.0} million a second, rip {:#x}, memory digest {digest:016x}",
+        "\n{} {retired} instructions, {seconds:.3} s, {:.0} million a second; at {}: rip {:#x}, digest {digest:016x}",
         if mark.is_some() {
             "reached the mark:"
         } else {
             "NOT reached:"
         },
         retired as f64 / seconds / 1e6,
+        cpu.retired(),
         cpu.state().rip,
     );
     if mark.is_some() {

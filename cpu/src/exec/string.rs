@@ -89,6 +89,7 @@ fn repeat(
     let allowed = if c.alone {
         1
     } else {
+        c.widen_slice(count);
         count.min(c.remaining.saturating_add(1))
     };
     let mut made = 0;
@@ -109,11 +110,16 @@ fn repeat(
                 if made > 0 {
                     c.deliveries = 0;
                 }
-                return op.leave(c);
+                let flow = op.leave(c);
+                c.trim_slice();
+                return flow;
             }
         }
     };
     c.remaining -= made - 1;
+    if !c.alone {
+        c.trim_slice();
+    }
     if finished && !c.bus_used {
         return op.done(c);
     }

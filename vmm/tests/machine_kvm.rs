@@ -205,7 +205,13 @@ fn timer_interrupts_come_when_the_log_moves_the_clock() {
     if !host_has_kvm("timer_interrupts_come_when_the_log_moves_the_clock") {
         return;
     }
-    let mut machine = start(&plain(KVM), &ticker());
+    for guest in [ticker(), apic_ticker()] {
+        counts_while_the_clock_is_moved(&guest);
+    }
+}
+
+fn counts_while_the_clock_is_moved(guest: &[u8]) {
+    let mut machine = start(&plain(KVM), guest);
     let mut log = Vec::new();
     // The guest counts 40 interrupts between HLTs and busy work; time is moved at positions.
     while machine.powered_off().is_none() {
@@ -219,7 +225,7 @@ fn timer_interrupts_come_when_the_log_moves_the_clock() {
     }
     take_outputs(&mut machine, &mut log);
     assert_eq!(machine.powered_off(), Some(PowerOffReason::AcpiSleep));
-    let mut again = start(&plain(KVM), &ticker());
+    let mut again = start(&plain(KVM), guest);
     replay(&mut again, &log, Some(Random(5)));
     assert_eq!(
         again.digest(DigestScope::Full).unwrap(),

@@ -123,8 +123,16 @@ impl RunError {
 impl VmSpec {
     fn build(&self) -> Result<Machine, RunError> {
         if let Some(snapshot) = &self.snapshot {
+            let began = std::time::Instant::now();
             snapshot.check(&self.machine, &self.origin())?;
-            return Ok(snapshot.restore(self.machine.engine)?);
+            let machine = snapshot.restore(self.machine.engine)?;
+            tracing::info!(
+                digest = format_args!("{:032x}", snapshot.digest()),
+                mib = snapshot.memory_bytes() >> 20,
+                ms = began.elapsed().as_millis(),
+                "the snapshot is loaded"
+            );
+            return Ok(machine);
         }
         Machine::with_initrd(&self.machine, &self.kernel, self.initrd.as_deref())
             .map_err(|error| RunError::Machine(Box::new(error)))

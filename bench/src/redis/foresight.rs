@@ -6,6 +6,10 @@ use super::model::{Operation, Response, State, Value};
 use std::collections::HashMap;
 use std::sync::Arc;
 
+/// An operation that may store more of the values than this is not counted for any: increments without an
+/// answer, while a counter goes on.
+const PRODUCES_MOST: usize = 1000;
+
 /// Of each value that some operation must find: how many operations without a place must find it, and
 /// how many can store it.
 #[derive(Debug)]
@@ -17,7 +21,7 @@ pub(super) struct Foresight {
     observes: Vec<Option<usize>>,
     /// Which of the values an operation may store.
     produces: Vec<Vec<usize>>,
-    /// Operations that may store nobody knows what: appends and increments without an answer.
+    /// Operations that may store more values than are worth counting.
     wild: Vec<bool>,
     wild_left: u32,
     /// Values that must yet be found, and that nobody can store any more.
@@ -27,11 +31,17 @@ pub(super) struct Foresight {
 impl Foresight {
     pub(super) fn new(records: &[Record]) -> Self {
         let mut values: HashMap<Value, usize> = HashMap::new();
+        // When each value was found last: who was asked later did not store it for that.
+        let mut found_ns: Vec<u64> = Vec::new();
         let mut observes = Vec::with_capacity(records.len());
         for record in records {
-            observes.push(must_find(record).map(|value| {
-                let count = values.len();
-                *values.entry(Arc::clone(value)).or_insert(count)
+            observes.push(must_find(record).map(|(value, at_ns)| {
+                let id = *values.entry(Arc::clone(value)).or_insert(found_ns.len());
+                match found_ns.get_mut(id) {
+                    Some(last) => *last = at_ns.max(*last),
+                    None => found_ns.push(at_ns),
+                }
+                id
             }));
         }
         let mut by_length: HashMap<usize, Vec<(&Value, usize)>> = HashMap::new();
@@ -43,15 +53,22 @@ impl Foresight {
         for record in records {
             let response = record.answer.as_ref().map(|answer| &answer.response);
             let known = |value: &[u8]| values.get(value).copied().into_iter().collect();
-            let may_store: Option<Vec<usize>> = match (&record.operation, response) {
+            let found_later = |fits: &dyn Fn(&Value) -> bool| -> Vec<usize> {
+                values
+                    .iter()
+                    .filter(|(value, id)| found_ns[**id] >= record.invoked_ns && fits(value))
+                    .map(|(_, id)| *id)
+                    .collect()
+            };
+            let may_store: Vec<usize> = match (&record.operation, response) {
                 (Operation::Get, _) | (_, Some(Response::Swapped(false) | Response::Refused)) => {
-                    Some(Vec::new())
+                    Vec::new()
                 }
                 (Operation::Set(value) | Operation::CompareAndSet { new: value, .. }, _) => {
-                    Some(known(value))
+                    known(value)
                 }
                 (Operation::Increment, Some(Response::Number(number))) => {
-                    Some(known(number.to_string().as_bytes()))
+                    known(number.to_string().as_bytes())
                 }
                 (Operation::Append(tail), Some(Response::Number(length))) => {
                     let whole = usize::try_from(*length)
@@ -61,12 +78,19 @@ impl Foresight {
                         .into_iter()
                         .flatten()
                         .filter(|(value, _)| value.ends_with(tail));
-                    Some(ends.map(|(_, id)| *id).collect())
+                    ends.map(|(_, id)| *id).collect()
                 }
-                _ => None,
+                (Operation::Append(tail), _) => found_later(&|value| value.ends_with(tail)),
+                (Operation::Increment, _) => {
+                    found_later(&|value| value.last().is_some_and(u8::is_ascii_digit))
+                }
             };
-            wild.push(may_store.is_none());
-            produces.push(may_store.unwrap_or_default());
+            wild.push(may_store.len() > PRODUCES_MOST);
+            produces.push(if may_store.len() > PRODUCES_MOST {
+                Vec::new()
+            } else {
+                may_store
+            });
         }
         let mut foresight = Self {
             observers: vec![0; values.len()],
@@ -132,11 +156,14 @@ impl Foresight {
     }
 }
 
-/// The value without which the operation could not have been answered as it was.
-fn must_find(record: &Record) -> Option<&Value> {
-    match (&record.operation, &record.answer.as_ref()?.response) {
+/// The value without which the operation could not have been answered as it was, and when it was.
+fn must_find(record: &Record) -> Option<(&Value, u64)> {
+    let answer = record.answer.as_ref()?;
+    let value = match (&record.operation, &answer.response) {
         (Operation::Get, Response::Found(value)) => value.as_ref(),
         (Operation::CompareAndSet { expected, .. }, Response::Swapped(true)) => Some(expected),
         _ => None,
-    }
+    };
+    // As in the search: no operation ends before it began.
+    Some((value?, answer.answered_ns.max(record.invoked_ns)))
 }

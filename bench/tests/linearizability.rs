@@ -159,6 +159,17 @@ fn two_winners_of_one_compare_and_set_are_found() {
 }
 
 #[test]
+fn operations_of_one_connection_take_effect_in_their_order_though_they_are_pipelined() {
+    let pipelined = |connection| {
+        let mut history = history("a", vec![(0, 10, set("b"), Done), (1, 11, Get, found("a"))]);
+        history.records[1].connection = connection;
+        is_linearizable(&history)
+    };
+    assert!(pipelined(1));
+    assert!(!pipelined(0));
+}
+
+#[test]
 fn an_operation_without_an_answer_may_have_happened_at_any_time_or_never() {
     let with_pending = |shown: &[&str]| {
         let reads = shown.iter().enumerate().map(|(n, text)| {
@@ -206,6 +217,73 @@ fn a_long_history_with_much_overlap_is_decided_quickly() {
         answer.response = Response::Found(Some(old));
     }
     assert!(!is_linearizable(&simulated));
+}
+
+#[test]
+fn a_burst_that_a_stall_piled_up_is_decided_quickly() {
+    // In the order of execution, as a server answers; and in groups whose order nobody knows.
+    for (connections, each, quantum) in [(12, 10, 1), (8, 3, 4), (8, 3, 24)] {
+        let burst = burst(connections, each, quantum);
+        assert!(is_linearizable(&burst), "{connections}, {each}, {quantum}");
+    }
+}
+
+/// `connections` with `each` so many requests, all asked before the first answer, twenty times over.
+/// Answers arrive in groups of `quantum`.
+fn burst(connections: u64, each: usize, quantum: u64) -> KeyHistory {
+    let all = connections * each as u64;
+    let mut history = KeyHistory::new("k".to_owned(), Some(value("0")));
+    let mut state = history.initial.clone();
+    let mut random = 1_u64;
+    let mut next = move |below: u64| {
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) % below
+    };
+    for burst in 0..20_u64 {
+        let start = burst * 10_000;
+        let first = history.records.len();
+        for n in 0..all {
+            let unique = format!("{burst}-{n}.");
+            history.records.push(Record {
+                connection: (n % connections) as u32,
+                operation: match next(4) {
+                    0 => Get,
+                    1 => Operation::Append(value(&unique)),
+                    2 => Operation::CompareAndSet {
+                        expected: state.clone().expect("a value"),
+                        new: value(&unique),
+                    },
+                    _ => set(&unique),
+                },
+                invoked_ns: start + n,
+                answer: None,
+            });
+        }
+        // The server takes what each connection holds in its order, connections in any.
+        let mut taken = vec![0_usize; connections as usize];
+        for done in 0..all {
+            let connection = loop {
+                let connection = next(connections) as usize;
+                if taken[connection] < each {
+                    break connection;
+                }
+            };
+            let record =
+                &mut history.records[first + taken[connection] * connections as usize + connection];
+            taken[connection] += 1;
+            let (after, response) = record.operation.execute(&state);
+            state = after;
+            // Answers that arrive together say nothing of their order.
+            let answered_ns = start + 1_000 + done / quantum;
+            record.answer = Some(Answer {
+                answered_ns,
+                response,
+            });
+        }
+    }
+    history
 }
 
 /// A server that does one thing at a time, and `clients` that ask it: a history that is linearizable
@@ -280,10 +358,10 @@ fn brute_force(history: &KeyHistory) -> bool {
             // Nothing without a place was answered before this one was asked.
             let too_early = (0..records.len()).any(|other| {
                 !placed[other]
-                    && records[other]
-                        .answer
-                        .as_ref()
-                        .is_some_and(|answer| answer.answered_ns < records[n].invoked_ns)
+                    && records[other].answer.as_ref().is_some_and(|answer| {
+                        answer.answered_ns < records[n].invoked_ns
+                            || (other < n && records[other].connection == records[n].connection)
+                    })
             });
             if placed[n] || too_early {
                 return false;
@@ -329,13 +407,14 @@ fn small_histories() -> impl Strategy<Value = KeyHistory> {
         0_u64..30,
         0_u64..16,
         proptest::bool::weighted(0.85),
+        0_u32..4,
     );
     proptest::collection::vec(record, 0..7).prop_map(|mut list| {
         list.sort_by_key(|(_, invoked, ..)| *invoked);
         let mut history = KeyHistory::new("k".to_owned(), Some(value("0")));
-        for ((operation, response), invoked_ns, length, answered) in list {
+        for ((operation, response), invoked_ns, length, answered, connection) in list {
             history.records.push(Record {
-                connection: 0,
+                connection,
                 operation,
                 invoked_ns,
                 answer: answered.then_some(Answer {

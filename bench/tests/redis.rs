@@ -146,6 +146,7 @@ fn a_server_that_falls_silent_ends_the_run_and_leaves_keys_unread() {
     let server = RespServer::start(Lie::SilentAfter(500));
     let mut redis = Redis::connect(RedisConfig {
         pace: Pace::Closed,
+        depth: 4,
         patience: Duration::from_millis(200),
         ..config(server.address)
     })

@@ -95,7 +95,7 @@ impl Ledger {
     pub(super) fn value(&self, slot: u32, write: u64, to: &mut Vec<u8>) {
         to.clear();
         to.extend_from_slice(format!("{write}:").as_bytes());
-        let mut random = SplitMix(u64::from(slot) << 40 ^ write);
+        let mut random = SplitMix((u64::from(slot) << 40) ^ write);
         while to.len() < self.value_bytes {
             let letters = random.next().to_le_bytes().map(|byte| b'a' + byte % 26);
             let room = (self.value_bytes - to.len()).min(letters.len());

@@ -4,15 +4,22 @@
 //!
 //! A history is linearizable if its operations can be put into an order that respects real time (an
 //! operation that was answered before another was invoked comes first) in which each response is the one
-//! that [`Operation::execute`](super::model::Operation::execute) gives. Operations without an answer may stand anywhere after their
-//! invocation, or nowhere.
+//! that [`Operation::execute`](super::model::Operation::execute) gives. Operations without an answer may
+//! stand anywhere after their invocation, or nowhere. Beyond that, answered operations of one
+//! connection must take effect in the order in which they were sent, though they overlap when they are
+//! pipelined: Redis executes a connection's commands one after another.
 //!
 //! The search is exact. It goes wrong only where operations overlap, so its cost is the history's
-//! length times what the overlaps allow; a limit on steps ends the hopeless.
+//! length times what the overlaps allow; a limit on steps ends the hopeless. What fits next and changes
+//! nothing wherever it fits (a read) is put there at once, and nothing else is tried: an order in which
+//! it comes later stays one when it is moved here. And no order is followed in which a value that
+//! somebody has yet to see is neither there nor to be had any more: where values are unique, this is
+//! what keeps the search short.
 
+use super::foresight::Foresight;
 use super::history::{KeyHistory, Record};
-use super::model::State;
-use std::collections::HashSet;
+use super::model::{Operation, Response, State};
+use std::collections::{HashMap, HashSet};
 
 /// What was found out about one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,9 +54,22 @@ const NONE: usize = usize::MAX;
 /// Searches for an order of all of `history`, in at most `steps_most` steps.
 #[must_use]
 pub fn check(history: &KeyHistory, steps_most: u64) -> Outcome {
-    let mut search = Search::new(history);
-    search.run(steps_most)
+    let outcome = Search::new(history, true).run(steps_most);
+    // Where an order without foresight ends is where people see the contradiction.
+    if let Outcome::NotLinearizable(_) = outcome
+        && let told @ Outcome::NotLinearizable(_) =
+            Search::new(history, false).run(steps_most.min(STEPS_TO_TELL))
+    {
+        return told;
+    }
+    outcome
 }
+
+/// Steps that are spent on telling a violation well.
+const STEPS_TO_TELL: u64 = 1_000_000;
+
+/// An operation that may come next, and the state after it.
+type Alternative = (usize, State);
 
 /// Invocations and answers in the order of time, as a list from which operations are lifted once they
 /// have their place in the order.
@@ -65,6 +85,10 @@ struct Search<'a> {
     entries: Vec<(usize, usize)>,
     /// Rank of each operation by invocation.
     rank: Vec<u32>,
+    /// The answered operation before each, on the same connection, or [`NONE`].
+    before: Vec<usize>,
+    has_place: Vec<bool>,
+    foresight: Option<Foresight>,
     /// The list's first entry is this one's next.
     head: usize,
     /// Answered operations without a place.
@@ -76,7 +100,7 @@ struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    fn new(history: &'a KeyHistory) -> Self {
+    fn new(history: &'a KeyHistory, foresight: bool) -> Self {
         let records = history.records.as_slice();
         // At one and the same time, invocations come first: such operations overlap.
         let mut events: Vec<(u64, bool, usize)> = Vec::with_capacity(2 * records.len());
@@ -102,13 +126,8 @@ impl<'a> Search<'a> {
             }
         }
         // The head is one more entry, behind all others.
-        let mut next: Vec<usize> = (1..=count).collect();
-        next.push(0);
-        if let Some(last) = count.checked_sub(1) {
-            next[last] = NONE;
-        } else {
-            next[0] = NONE;
-        }
+        let mut next: Vec<usize> = (1..=count).chain([0]).collect();
+        next[count.checked_sub(1).unwrap_or(count)] = NONE;
         let mut previous: Vec<usize> = (0..count).map(|entry| entry.wrapping_sub(1)).collect();
         if let Some(first) = previous.first_mut() {
             *first = count;
@@ -122,6 +141,9 @@ impl<'a> Search<'a> {
             previous,
             entries,
             rank,
+            before: order_of_connections(records),
+            has_place: vec![false; records.len()],
+            foresight: foresight.then(|| Foresight::new(records)),
             head: count,
             left: records
                 .iter()
@@ -136,51 +158,88 @@ impl<'a> Search<'a> {
     fn run(&mut self, steps_most: u64) -> Outcome {
         let mut tried: HashSet<(Placed, State)> = HashSet::new();
         let mut violation: Option<Violation> = None;
+        // What is still to be tried at each place of the order, the best last.
+        let mut open: Vec<Vec<Alternative>> = Vec::new();
         let mut steps = 0;
-        let mut entry = self.next[self.head];
         while self.left > 0 {
-            steps += 1;
-            if steps > steps_most {
-                return Outcome::OutOfSteps { steps: steps_most };
+            let alternatives = self.alternatives();
+            let longest = violation.as_ref().map(|violation| violation.longest);
+            if alternatives.is_empty() && longest.is_none_or(|longest| longest < self.order.len()) {
+                violation = Some(self.violation());
             }
-            // Every answered operation has its answer in the list: the end is never reached.
-            let operation = self.operation[entry];
-            if self.invocation[entry] {
-                let record = &self.records[operation];
-                let response = record.answer.as_ref().map(|answer| &answer.response);
-                if let Some(state) = record.operation.apply(&self.state, response) {
+            open.push(alternatives);
+            loop {
+                steps += 1;
+                if steps > steps_most {
+                    return Outcome::OutOfSteps { steps: steps_most };
+                }
+                let alternative = open.last_mut().and_then(Vec::pop);
+                if let Some((operation, state)) = alternative {
                     let mut placed = self.placed.clone();
                     placed.add(self.rank[operation]);
                     if tried.insert((placed.clone(), state.clone())) {
                         self.place(operation, placed, state);
-                        entry = self.next[self.head];
-                        continue;
+                        break;
                     }
+                    continue;
                 }
-                entry = self.next[entry];
-                continue;
+                open.pop();
+                let Some((last, state)) = self.order.pop() else {
+                    // The first dead end had nothing to try, and was noted.
+                    let violation = violation.unwrap_or_else(|| self.violation());
+                    return Outcome::NotLinearizable(violation);
+                };
+                self.take_back(last, state);
             }
-            // An answer, and its operation has no place yet: this order ends here.
-            if violation
-                .as_ref()
-                .is_none_or(|known| known.longest < self.order.len())
-            {
-                violation = Some(self.violation(operation));
-            }
-            let Some((last, state)) = self.order.pop() else {
-                // There is no other order either. The violation was just noted, if not before.
-                let violation = violation.unwrap_or_else(|| self.violation(operation));
-                return Outcome::NotLinearizable(violation);
-            };
-            entry = self.take_back(last, state);
         }
         Outcome::Linearizable
+    }
+
+    /// What may come next, the best last.
+    fn alternatives(&mut self) -> Vec<Alternative> {
+        let mut alternatives: Vec<Alternative> = Vec::new();
+        let mut entry = self.next[self.head];
+        // Behind the first answer, everything was asked later.
+        while entry != NONE && self.invocation[entry] {
+            let operation = self.operation[entry];
+            entry = self.next[entry];
+            let before = self.before[operation];
+            if before != NONE && !self.has_place[before] {
+                continue;
+            }
+            let record = &self.records[operation];
+            let response = record.answer.as_ref().map(|answer| &answer.response);
+            let Some(state) = record.operation.apply(&self.state, response) else {
+                continue;
+            };
+            if changes_nothing(record) {
+                return vec![(operation, state)];
+            }
+            let foresight = self.foresight.as_mut();
+            if foresight.is_some_and(|foresight| foresight.forbids(operation, &state)) {
+                continue;
+            }
+            alternatives.push((operation, state));
+        }
+        // A server mostly answers in the order in which it executes. At one and the same time, first what
+        // fits few states; at the end, what need not be at all.
+        alternatives.sort_by_key(|(operation, _)| {
+            let record = &self.records[*operation];
+            let answered = record.answer.as_ref().map(|answer| answer.answered_ns);
+            let fits_all = matches!(record.operation, Operation::Set(_));
+            std::cmp::Reverse((answered.unwrap_or(u64::MAX), fits_all))
+        });
+        alternatives
     }
 
     fn place(&mut self, operation: usize, placed: Placed, state: State) {
         let before = std::mem::replace(&mut self.state, state);
         self.order.push((operation, before));
         self.placed = placed;
+        self.has_place[operation] = true;
+        if let Some(foresight) = &mut self.foresight {
+            foresight.placed(operation);
+        }
         let (invocation, answer) = self.entries[operation];
         self.lift(invocation);
         if answer != NONE {
@@ -189,9 +248,13 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Undoes the last placement; the entry behind its invocation is what to try next.
-    fn take_back(&mut self, operation: usize, state: State) -> usize {
+    /// Undoes the last placement.
+    fn take_back(&mut self, operation: usize, state: State) {
         self.state = state;
+        self.has_place[operation] = false;
+        if let Some(foresight) = &mut self.foresight {
+            foresight.taken_back(operation);
+        }
         self.placed.remove(self.rank[operation]);
         let (invocation, answer) = self.entries[operation];
         if answer != NONE {
@@ -199,7 +262,6 @@ impl<'a> Search<'a> {
             self.left += 1;
         }
         self.unlift(invocation);
-        self.next[invocation]
     }
 
     fn lift(&mut self, entry: usize) {
@@ -220,7 +282,8 @@ impl<'a> Search<'a> {
         }
     }
 
-    fn violation(&self, stuck_at: usize) -> Violation {
+    /// Where this order ends.
+    fn violation(&self) -> Violation {
         let mut candidates = Vec::new();
         let mut entry = self.next[self.head];
         while entry != NONE && self.invocation[entry] {
@@ -230,10 +293,41 @@ impl<'a> Search<'a> {
         Violation {
             longest: self.order.len(),
             state: self.state.clone(),
-            stuck_at,
+            // An operation without a place has its answer in the list.
+            stuck_at: self.operation.get(entry).copied().unwrap_or_default(),
             candidates,
         }
     }
+}
+
+/// Whether an operation, answered as it was, leaves every state as it is in which it fits. (A `SET` of what
+/// is there already does not: elsewhere in the order it changes something.)
+fn changes_nothing(record: &Record) -> bool {
+    let Some(answer) = &record.answer else {
+        return false;
+    };
+    matches!(
+        (&record.operation, &answer.response),
+        (Operation::Get, _)
+            | (_, Response::Refused)
+            | (Operation::CompareAndSet { .. }, Response::Swapped(false))
+    )
+}
+
+/// For each operation the answered one before it on its connection.
+fn order_of_connections(records: &[Record]) -> Vec<usize> {
+    let mut last: HashMap<u32, usize> = HashMap::new();
+    records
+        .iter()
+        .enumerate()
+        .map(|(index, record)| {
+            let before = last.get(&record.connection).copied().unwrap_or(NONE);
+            if record.answer.is_some() {
+                last.insert(record.connection, index);
+            }
+            before
+        })
+        .collect()
 }
 
 /// Which operations have a place, by rank: all below `end` but for `holes`. Few are holes, whatever the

@@ -27,6 +27,7 @@
 
 mod client;
 mod connection;
+mod foresight;
 pub mod history;
 mod ledger;
 pub mod linearizability;

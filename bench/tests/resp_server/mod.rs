@@ -77,7 +77,7 @@ fn serve(stream: &TcpStream, store: &Mutex<Store>, lie: Lie, number: usize) -> i
         requests += 1;
         match lie {
             Lie::StallOnce(length) if store.commands == 200 => std::thread::sleep(length),
-            Lie::CutAfter(most) if number % 2 == 0 && requests > most => {
+            Lie::CutAfter(most) if number.is_multiple_of(2) && requests > most => {
                 if requests > most + 3 {
                     return Ok(());
                 }

@@ -9,7 +9,10 @@
 //! three.
 //!
 //! # Why the initramfs is not compressed
-//! Decompression is the guest's work, and the host reads the file in milliseconds whatever its size.
+//! Decompression is the guest's work. Counted by QEMU (`-icount`, one instruction a nanosecond), Redis' guest
+//! answers after 0.65 s with its 24 MiB as they are, and after 1.08 s with the 10 MiB that gzip makes of
+//! them (1.02 s with zstd's 7.3 MiB): some 400 million instructions, two seconds of a CPU that emulates 200
+//! million a second. The host reads the file in milliseconds whatever its size.
 //!
 //! # What it asks of the machine
 //! The x86 boot protocol for a bzImage; virtio-mmio devices that ACPI names (`LNRO0005`), network and

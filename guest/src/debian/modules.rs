@@ -23,22 +23,21 @@ pub(super) const NEEDED: [&str; 5] = [
 /// Depth of dependencies that is followed: real ones have five levels.
 const DEPTH_MOST: usize = 32;
 
+/// A module: its path, and its contents.
+pub(super) type Module = (String, Arc<[u8]>);
+
 /// The modules of one kernel.
 #[derive(Debug)]
 pub(super) struct Modules {
     release: String,
     /// By name, with `_` for `-` as the kernel has it: path and contents.
-    loadable: BTreeMap<String, (String, Arc<[u8]>)>,
+    loadable: BTreeMap<String, Module>,
     built_in: Vec<String>,
 }
 
 impl Modules {
     /// `files` are paths and contents; `built_in` is the kernel's `modules.builtin`.
-    pub(super) fn new(
-        release: &str,
-        files: impl Iterator<Item = (String, Arc<[u8]>)>,
-        built_in: &str,
-    ) -> Self {
+    pub(super) fn new(release: &str, files: impl Iterator<Item = Module>, built_in: &str) -> Self {
         Self {
             release: release.to_owned(),
             loadable: files
@@ -50,10 +49,7 @@ impl Modules {
 
     /// The modules among `wanted` that are not built in, and what they depend on, each after its
     /// dependencies: path without suffixes of compression, and contents.
-    pub(super) fn in_order(
-        &self,
-        wanted: &[String],
-    ) -> Result<Vec<(String, Arc<[u8]>)>, GuestBuildError> {
+    pub(super) fn in_order(&self, wanted: &[String]) -> Result<Vec<Module>, GuestBuildError> {
         let mut order = Vec::new();
         for name in wanted {
             self.add(&name.replace('-', "_"), 0, &mut order)?;
@@ -65,7 +61,7 @@ impl Modules {
         &self,
         name: &str,
         depth: usize,
-        order: &mut Vec<(String, Arc<[u8]>)>,
+        order: &mut Vec<Module>,
     ) -> Result<(), GuestBuildError> {
         if depth > DEPTH_MOST {
             return Err(GuestBuildError::ModuleUnreadable {

@@ -59,6 +59,14 @@ pub enum ScenarioError {
     /// A process did not do what it should.
     #[error(transparent)]
     Process(#[from] ProcessError),
+    /// The backup did not take the struck primary's place.
+    #[error("{source}\nand its primary had said:\n{primary_said}")]
+    NotLive {
+        /// What the backup did.
+        source: Box<ProcessError>,
+        /// The end of the primary's words.
+        primary_said: String,
+    },
     /// The load could not do its work.
     #[error(transparent)]
     Load(#[from] LoadError),

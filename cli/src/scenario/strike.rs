@@ -106,14 +106,18 @@ impl Pair {
         strike: Strike,
         scenario: &Scenario,
     ) -> Result<Judgement, ScenarioError> {
-        let (generation, suspicion, times) =
+        let spoken =
             self.backup
                 .wait_for("being live and having spoken", LIVE_PATIENCE, |status| {
                     let status = LiveStatus::deserialize(status).ok()?;
                     let failover = status.failover.filter(|_| status.role == "alone")?;
                     failover.times.first_output?;
                     Some((status.generation, failover.suspicion, failover.times))
-                })?;
+                });
+        let (generation, suspicion, times) = spoken.map_err(|source| ScenarioError::NotLive {
+            primary_said: self.primary.last_words(),
+            source,
+        })?;
         let mut violations = Vec::new();
         let port = self.primary_on.client_port();
         let heard = || scenario.topology().clients.frames_received(port);

@@ -28,6 +28,11 @@ const FRAMES_PER_TURN: u32 = 32;
 /// costs a system call, and an exit-counting engine comes back every few microseconds.
 const LOOK_EVERY_NS: u64 = 20_000;
 
+/// Positions executed before acknowledgements are looked for, while an output waits for one: about
+/// as long as an acknowledgement takes on a fast link. A look makes no system call unless there is
+/// something.
+const SLICE_WHILE_HOLDING: u64 = 4_000;
+
 /// What one turn came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Turn {
@@ -129,7 +134,12 @@ impl<V: Vm> Live<V> {
         self.ran_ns = 0;
         let started = stamp::now();
         if !self.halted && started >= self.resume_at {
-            let until = self.vm.position().saturating_add(self.slice);
+            // While outputs wait, acknowledgements are looked for more often.
+            let slice = match self.gate.held() {
+                0 => self.slice,
+                _ => self.slice.min(SLICE_WHILE_HOLDING),
+            };
+            let until = self.vm.position().saturating_add(slice);
             let stop = self.vm.run(until).map_err(RecordError::Vm)?;
             let kick = stamp::now();
             self.ran_ns = kick - started;

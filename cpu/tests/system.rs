@@ -113,5 +113,5 @@ guests! {
     double_fault page_fault_during_delivery stacks gates
     syscall sysret_not_canonical sysenter swapgs iret
     single_step breakpoints
-    self_modifying rep_fault compatibility
+    self_modifying rep_fault compatibility msrs
 }

@@ -33,9 +33,9 @@
         xorl %eax, %eax
         wrmsr
         rdtsc
-        # Four instructions later, four ticks.
+        # Five instructions later, five ticks.
         subl %ebx, %eax
-        cmpl $4, %eax
+        cmpl $5, %eax
         sete %al
         movzbl %al, %eax
         outl %eax, $0x10

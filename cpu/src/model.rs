@@ -9,7 +9,13 @@ use crate::memory::PHYSICAL_BITS;
 /// SYSCALL, NX, 1-GiB pages, long mode, an APIC timer that takes deadlines and does not stop,
 /// IA32_TSC_ADJUST. Absent, and #UD: SSE3 and later, CMPXCHG16B, LAHF/SAHF in 64-bit mode,
 /// POPCNT, RDTSCP, RDRAND, RDSEED, XSAVE, AVX, FSGSBASE, MONITOR, SVM. Absent, and #GP when switched on: MCE, VME,
-/// SMEP, SMAP, PCID, LA57, MTRRs.
+/// SMEP, SMAP, PCID, LA57, MTRRs. Of 32-bit code the decimal instructions (AAA and kin), BOUND and ARPL are
+/// absent as well, which silicon has.
+///
+/// Results that differ between processors are one here, on every host: RCPPS and RSQRTPS are rounded
+/// correctly, and so are the x87's transcendental instructions (but for one case in 2^50); flags that the
+/// manual leaves undefined follow from one rule each. x87 pointers: selectors are zero; FXSAVE and FXRSTOR
+/// move FIP, FDP and FOP only while an exception is pending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CpuModel {
     /// The TSC's rate, told to the guest nowhere (the vendor has no leaf 0x15): for the machine to
@@ -30,7 +36,7 @@ impl CpuModel {
 
     /// A name for logs' headers: two CPUs of one name behave alike to the last bit.
     pub fn name(&self) -> &'static str {
-        "lockstep-x86-64-v1.2"
+        "lockstep-x86-64-v1.3"
     }
 
     /// What CPUID answers: EAX, EBX, ECX, EDX.

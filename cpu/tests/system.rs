@@ -57,7 +57,7 @@ fn check(name: &str) {
             other => panic!("{name}: {other:?}"),
         }
         // The state that went out comes in; now and then into a CPU that knows nothing else.
-        if before % 16 != 0 {
+        if !before.is_multiple_of(16) {
             let state = steps.cpu.state();
             steps.cpu.set_state(&state).expect("its own state");
             continue;
@@ -113,5 +113,5 @@ guests! {
     double_fault page_fault_during_delivery stacks gates
     syscall sysret_not_canonical sysenter swapgs iret
     single_step breakpoints
-    self_modifying rep_fault compatibility
+    self_modifying rep_fault compatibility msrs
 }

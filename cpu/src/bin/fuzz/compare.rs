@@ -85,17 +85,17 @@ fn undefined_by_shift(case: &Case, ins: &Instruction) -> u64 {
     }
 }
 
-/// Bytes of the memory operand that belong to the processor, as offsets: what FXSAVE and FNSTENV store
+/// Bytes of the memory operand that belong to the processor, as offsets (first, end): what FXSAVE and FNSTENV store
 /// of the last instruction's address differs between makers and ages, and so do reserved fields.
-fn own_bytes(ins: &Instruction) -> &'static [std::ops::Range<usize>] {
+fn own_bytes(ins: &Instruction) -> &'static [(usize, usize)] {
     use Mnemonic::*;
     match ins.mnemonic() {
         // FOP, FIP, FDP; MXCSR_MASK; what lies above XMM15.
-        Fxsave | Fxsave64 => &[6..24, 28..32, 416..512],
+        Fxsave | Fxsave64 => &[(6, 24), (28, 32), (416, 512)],
         Fnstenv | Fnsave if ins.memory_size().size() == 14 || ins.memory_size().size() == 94 => {
-            &[6..14]
+            &[(6, 14)]
         }
-        Fnstenv | Fnsave => &[12..28],
+        Fnstenv | Fnsave => &[(12, 28)],
         _ => &[],
     }
 }
@@ -267,7 +267,7 @@ impl Comparison<'_> {
         // Whether an MMX instruction that faults has already changed the x87 state is up to the processor.
         let mmx = ended.cpuid_features().contains(&CpuidFeature::MMX)
             || (0..ended.op_count()).any(|i| ended.op_register(i).is_mm());
-        let x87 = !(faulted && mmx) && !self.outside_domain();
+        let x87 = !(self.outside_domain() || faulted && mmx);
         let approximate = self
             .case
             .instructions
@@ -353,7 +353,7 @@ impl Comparison<'_> {
             if !ranges.is_empty()
                 && let Some(at) = self.operand(ins)
             {
-                own.extend(ranges.iter().map(|r| r.start + at..r.end + at));
+                own.extend(ranges.iter().map(|r| r.0 + at..r.1 + at));
             }
         }
         let differs = self

@@ -252,7 +252,7 @@ impl Bench {
                 .map(|m| (self.bad.0[m as usize], m))
                 .filter(|&(n, _)| n > 0)
                 .collect();
-            bad.sort_by(|a, b| b.0.cmp(&a.0));
+            bad.sort_by_key(|&(n, _)| std::cmp::Reverse(n));
             println!("differing: {bad:?}");
         }
         let missing = never(&self.clean);

@@ -34,6 +34,7 @@ const C2: u16 = 1 << 10;
 const SIGN: u128 = 1 << 79;
 const INTEGER_BIT: u128 = 1 << 63;
 const INFINITY: u128 = 0x7fff << 64 | INTEGER_BIT;
+const LARGEST: u128 = 0x7ffe << 64 | u64::MAX as u128;
 const ONE: u128 = 0x3fff << 64 | INTEGER_BIT;
 const HALF: u128 = 0x3ffe << 64 | INTEGER_BIT;
 const EXPONENT_MAX: i32 = 0x3fff;
@@ -170,11 +171,7 @@ fn round(value: Wide, exact: bool, control: u16) -> Answer {
             exponent -= BIAS_ADJUST;
         } else {
             let beyond = rounds_up(control, value.negative, true, Ordering::Greater, true);
-            let bits = if beyond {
-                INFINITY
-            } else {
-                INFINITY - 1 - (1 << 64) | INTEGER_BIT
-            };
+            let bits = if beyond { INFINITY } else { LARGEST };
             return Answer {
                 flags: flags | PRECISION,
                 up: beyond,

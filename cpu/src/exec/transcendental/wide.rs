@@ -17,8 +17,8 @@ pub(super) struct Wide {
 fn high_product(a: u128, b: u128) -> u128 {
     let low = |v: u128| v & u128::from(u64::MAX);
     let (a1, a0, b1, b0) = (a >> 64, low(a), b >> 64, low(b));
-    let middle = (a0 * b0 >> 64) + low(a1 * b0) + low(a0 * b1);
-    a1 * b1 + (a1 * b0 >> 64) + (a0 * b1 >> 64) + (middle >> 64)
+    let middle = ((a0 * b0) >> 64) + low(a1 * b0) + low(a0 * b1);
+    a1 * b1 + ((a1 * b0) >> 64) + ((a0 * b1) >> 64) + (middle >> 64)
 }
 
 impl Wide {
@@ -188,7 +188,7 @@ impl Wide {
         let rest = (self.mantissa % divisor) << shift;
         Wide {
             exponent: self.exponent - shift as i32,
-            mantissa: quotient << shift | rest / divisor,
+            mantissa: (quotient << shift) | (rest / divisor),
             ..self
         }
     }

@@ -116,7 +116,7 @@ impl Pair {
                 });
         let (generation, suspicion, times) = spoken.map_err(|source| ScenarioError::NotLive {
             primary_said: self.primary.last_words(),
-            source,
+            source: Box::new(source),
         })?;
         let mut violations = Vec::new();
         let port = self.primary_on.client_port();

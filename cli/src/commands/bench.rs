@@ -178,7 +178,8 @@ pub fn bench(arguments: &BenchArguments, settings: Settings) -> Result<ExitCode,
         Suite::Redis(suite) => {
             let program = std::env::current_exe().map_err(BenchError::Program)?;
             let engine = EngineChoice::Soft;
-            let tenant = Tenant::debian("redis", &program, engine, &Progress::new())?;
+            let cache = super::guest::cache_directory(None);
+            let tenant = Tenant::debian("redis", &program, engine, &cache, &Progress::new())?;
             let options = ScenarioOptions {
                 program,
                 engine,

@@ -13,6 +13,7 @@ mod strikes;
 pub use outcome::Outcome;
 
 use crate::commands::bench::redis::REDIS_PORT;
+use crate::commands::guest::cache_directory;
 use crate::commands::{command_line, results_directory};
 use crate::progress::Progress;
 use crate::scenario::{Fault, Scenario, ScenarioError, ScenarioOptions, Tenant, Workload};
@@ -133,7 +134,10 @@ pub fn demo(arguments: &DemoArguments, settings: Settings) -> Result<ExitCode, D
     let progress = Progress::new();
     let tenant = match arguments.tenant {
         TenantName::Bare => Tenant::Bare,
-        TenantName::Redis => Tenant::debian("redis", &program, arguments.engine, &progress)?,
+        TenantName::Redis => {
+            let cache = cache_directory(None);
+            Tenant::debian("redis", &program, arguments.engine, &cache, &progress)?
+        }
     };
     let options = ScenarioOptions {
         program,

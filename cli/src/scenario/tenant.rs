@@ -33,7 +33,7 @@ pub struct DebianTenant {
 }
 
 impl Tenant {
-    /// Builds the guest of `recipe` unless it is there, and boots it unless that was done before. Only
+    /// Builds the guest of `recipe` in `cache` unless it is there, and boots it unless that was done before. Only
     /// the first time takes long: packages are fetched, and the machine boots.
     ///
     /// # Errors
@@ -42,10 +42,11 @@ impl Tenant {
         recipe: &str,
         program: &Path,
         engine: EngineChoice,
+        cache: &Path,
         progress: &Progress,
     ) -> Result<Self, ScenarioError> {
         let spec = GuestSpec::new(Some(Recipe::load(recipe)?));
-        let builder = Builder::new(&guest::cache_directory(None));
+        let builder = Builder::new(cache);
         let built = builder.build(&spec, &mut |step| guest::show(progress, step))?;
         let tenant = DebianTenant {
             snapshot: snapshot_path(&built, program)?,

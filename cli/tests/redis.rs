@@ -1,0 +1,119 @@
+//! Redis in an unmodified Debian, losing its primary: real packages, real connections, real signals.
+
+use lockstep_bench::load::Arrivals;
+use lockstep_bench::redis::{Pace, RedisConfig};
+use lockstep_cli::progress::Progress;
+use lockstep_cli::scenario::{
+    Fault, Host, Loss, Scenario, ScenarioError, ScenarioOptions, Tenant, Workload,
+};
+use lockstep_perf::not_run;
+use lockstep_vmm::host::namespaces::GUEST_ADDRESS;
+use lockstep_vmm::host::namespaces::trial::with_namespaces;
+use lockstep_vmm::machine::engine::EngineChoice;
+use lockstep_vmm::settings::Settings;
+use std::path::Path;
+use std::time::Duration;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_lockstep");
+
+/// How long the soak test loads the machine, seconds, if not ten minutes.
+const SOAK_SECONDS: &str = "LOCKSTEP_SOAK_SECONDS";
+
+fn tenant(test: &str) -> Option<Tenant> {
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guests");
+    let progress = Progress::new();
+    let built = Tenant::debian(
+        "redis",
+        Path::new(PROGRAM),
+        EngineChoice::Soft,
+        &cache,
+        &progress,
+    );
+    match built {
+        Ok(tenant) => Some(tenant),
+        // What the package client lacks is the host's; everything else is a failure.
+        Err(ScenarioError::Guest(lack)) => {
+            not_run::report(test, &format!("no Debian guest: {lack}"));
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn scenario(tenant: Tenant) -> Scenario {
+    Scenario::new(ScenarioOptions {
+        program: PROGRAM.into(),
+        engine: EngineChoice::Soft,
+        settings: Settings::default(),
+        save_logs: false,
+        tenant,
+        evidence: None,
+    })
+    .expect("a network, as probed")
+}
+
+fn mixed_load(rate: f64) -> Workload {
+    Workload::Redis(RedisConfig {
+        pace: Pace::Open {
+            rate,
+            arrivals: Arrivals::Uniform,
+        },
+        depth: 1,
+        ..RedisConfig::new((GUEST_ADDRESS, 6379).into())
+    })
+}
+
+#[test]
+fn redis_keeps_its_connections_and_all_it_acknowledged_when_its_primary_is_killed() {
+    let test = "redis_keeps_its_connections_and_all_it_acknowledged_when_its_primary_is_killed";
+    // Before the network is a namespace's, which has no way out.
+    let Some(tenant) = tenant(test) else { return };
+    with_namespaces(test, || {
+        let mut scenario = scenario(tenant);
+        let loss = Loss {
+            fault: Fault::Kill,
+            moment: Duration::from_millis(700),
+            length: Duration::from_millis(1500),
+            primary_on: Host::A,
+        };
+        let round = scenario
+            .lose_primary(&loss, mixed_load(300.0), &mut |_| ())
+            .unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(round.failures(), Vec::<String>::new());
+        assert!(round.verification.acknowledged_writes > 0);
+        assert!(round.verification.checked_operations > 0);
+        assert_eq!(round.judgement.live_sides, 1);
+    });
+}
+
+/// Ten minutes, so it is asked for: `cargo test -p lockstep --test redis -- --ignored`.
+#[test]
+#[ignore = "takes ten minutes"]
+fn ten_minutes_of_mixed_load_diverge_nowhere() {
+    let test = "ten_minutes_of_mixed_load_diverge_nowhere";
+    let seconds = std::env::var(SOAK_SECONDS).map_or(600, |text| text.parse().expect("a number"));
+    let Some(tenant) = tenant(test) else { return };
+    with_namespaces(test, || {
+        let mut scenario = scenario(tenant);
+        let mut pair = scenario.pair(Host::A, Duration::ZERO).expect("a pair");
+        let mut client = scenario.client(mixed_load(500.0)).expect("a client");
+        let seen = client.run(Duration::from_secs(seconds)).expect("a load");
+        assert_eq!(seen.wrong, Vec::<String>::new());
+        let verdict = client.verify().expect("a verification");
+        assert!(verdict.passed(), "{verdict:?}");
+        // The backup followed all the while, comparing ten times a second.
+        let status = pair.backup.status().expect("a status");
+        assert_eq!(status["role"], "backup", "{status}");
+        let status = pair.primary.status().expect("a status");
+        let digests = status["counters"]["vcpu"]["digest_entries"].as_u64();
+        assert!(digests > Some(9 * seconds), "{status}");
+        println!(
+            "{seconds} s: {} answers, {digests:?} digests compared",
+            seen.answered
+        );
+        assert!(pair.backup.has_ended().expect("a process").is_none());
+        scenario
+            .end_pair(pair)
+            .expect("an orderly end, and a digest");
+    });
+}

@@ -217,7 +217,6 @@ fn a_flipped_bit_in_the_backups_memory_is_found_and_it_never_goes_live() {
             client.run(Duration::from_millis(300)).expect("a load");
 
             flip_a_bit_of_guest_memory(pair.backup.id());
-            client.run(Duration::from_millis(300)).expect("a load");
             let end = pair
                 .backup
                 .wait_end(Duration::from_secs(10))
@@ -238,37 +237,39 @@ fn a_flipped_bit_in_the_backups_memory_is_found_and_it_never_goes_live() {
     );
 }
 
-/// Flips a bit in the middle of the largest private anonymous memory of a process, which is where its
-/// guest's RAM is.
+/// Flips a bit of a value that the guest of this process stores. Guest RAM is a large private anonymous
+/// mapping, and in it is what the client has written.
 fn flip_a_bit_of_guest_memory(process: u32) {
     use std::os::unix::fs::FileExt;
+    /// How a value of key 5 begins, whichever write it is from.
+    const VALUE: &[u8] = b"0000000005.00000000";
+    const RAM_BYTES: u64 = 16 << 20;
     let maps = std::fs::read_to_string(format!("/proc/{process}/maps")).expect("its mappings");
-    let anonymous = maps.lines().filter_map(|line| {
-        // address, permissions, offset, device, inode, and for files a path: proc_pid_maps(5).
-        let fields: Vec<_> = line.split_whitespace().collect();
-        if fields.len() != 5 || fields[1] != "rw-p" {
-            return None;
-        }
-        let (start, end) = fields[0].split_once('-')?;
-        let number = |text| u64::from_str_radix(text, 16).ok();
-        Some((number(start)?, number(end)?))
-    });
-    let (start, end) = anonymous
-        .max_by_key(|(start, end)| end - start)
-        .expect("memory");
-    assert!(
-        end - start >= 16 << 20,
-        "{} bytes are no guest's",
-        end - start
-    );
     let memory = std::fs::OpenOptions::new()
         .read(true)
         .write(true)
         .open(format!("/proc/{process}/mem"))
         .expect("its memory");
-    let at = start + (end - start) / 2;
-    let mut byte = [0];
-    memory.read_exact_at(&mut byte, at).expect("a byte");
-    byte[0] ^= 0x10;
-    memory.write_all_at(&byte, at).expect("a bit");
+    let mut flipped = 0;
+    for line in maps.lines() {
+        // address, permissions, offset, device, inode, and for files a path: proc_pid_maps(5).
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let (start, end) = fields[0].split_once('-').expect("a range");
+        let [start, end] = [start, end].map(|text| u64::from_str_radix(text, 16).expect("hex"));
+        if fields.len() != 5 || fields[1] != "rw-p" || end - start < RAM_BYTES {
+            continue;
+        }
+        let mut bytes = vec![0; (end - start) as usize];
+        memory.read_exact_at(&mut bytes, start).expect("a mapping");
+        for at in 0..bytes.len() - VALUE.len() {
+            if bytes[at..].starts_with(VALUE) {
+                let turned = [bytes[at] ^ 0x10];
+                memory
+                    .write_all_at(&turned, start + at as u64)
+                    .expect("a bit");
+                flipped += 1;
+            }
+        }
+    }
+    assert!(flipped > 0, "no value of the client in the guest's memory");
 }

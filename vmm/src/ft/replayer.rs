@@ -109,7 +109,7 @@ impl Replayer {
         Self {
             said: VecDeque::with_capacity(16),
             kept: VecDeque::with_capacity(MAX_HELD_OUTPUTS),
-            shadow: ShadowRing::new([0; 6], 0),
+            shadow: ShadowRing::new([0; 6], 0, 0),
             confirmed: said,
             released: last,
             replayed: last,

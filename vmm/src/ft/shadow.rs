@@ -45,13 +45,14 @@ pub struct ShadowRing {
 }
 
 impl ShadowRing {
-    /// Remembers up to `capacity` frames for the machine with the address `mac`; 0 remembers none.
+    /// Remembers up to `capacity` frames for the machine with the address `mac`, from `now` on; 0
+    /// remembers none.
     #[must_use]
-    pub fn new(mac: [u8; 6], capacity: usize) -> Self {
+    pub fn new(mac: [u8; 6], capacity: usize, now: u64) -> Self {
         Self {
             mac,
             capacity,
-            now: 0,
+            now,
             seen: VecDeque::with_capacity(capacity),
             logged: VecDeque::with_capacity(capacity),
             spare: Vec::with_capacity(capacity),
@@ -158,7 +159,7 @@ mod tests {
 
     #[test]
     fn only_frames_for_the_machine_and_not_from_it_are_kept() {
-        let mut ring = ShadowRing::new(GUEST, 8);
+        let mut ring = ShadowRing::new(GUEST, 8, 0);
         ring.see(&to_guest(1));
         ring.see(&frame([0xff; 6], CLIENT, 2));
         ring.see(&frame(CLIENT, GUEST, 3));
@@ -170,7 +171,7 @@ mod tests {
 
     #[test]
     fn what_is_older_than_the_window_is_forgotten() {
-        let mut ring = ShadowRing::new(GUEST, 8);
+        let mut ring = ShadowRing::new(GUEST, 8, 0);
         ring.see(&to_guest(1));
         ring.tick(WINDOW_NS);
         ring.see(&to_guest(2));
@@ -184,8 +185,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_logged_before_the_first_tick_is_known_after_it() {
+        let mut ring = ShadowRing::new(GUEST, 8, 10 * WINDOW_NS);
+        ring.log_has(&to_guest(1));
+        ring.tick(10 * WINDOW_NS + 1);
+        ring.see(&to_guest(1));
+        assert!(ring.go_live().is_empty());
+    }
+
+    #[test]
     fn a_ring_of_no_frames_remembers_none() {
-        let mut ring = ShadowRing::new(GUEST, 0);
+        let mut ring = ShadowRing::new(GUEST, 0, 0);
         ring.see(&to_guest(1));
         ring.log_has(&to_guest(1));
         assert!(ring.go_live().is_empty());
@@ -201,7 +211,7 @@ mod tests {
             steps in proptest::collection::vec(any::<bool>(), 0..200),
         ) {
             let logged = logged.min(bodies.len());
-            let mut ring = ShadowRing::new(GUEST, 64);
+            let mut ring = ShadowRing::new(GUEST, 64, 0);
             let (mut seen, mut replayed) = (0, 0);
             for network in steps {
                 if network && seen < bodies.len() {
@@ -230,7 +240,7 @@ mod tests {
         /// The ring never holds more than it may, whatever comes by.
         #[test]
         fn a_flood_takes_no_more_memory_than_was_granted(bodies in proptest::collection::vec(any::<(u8, bool)>(), 0..300)) {
-            let mut ring = ShadowRing::new(GUEST, 16);
+            let mut ring = ShadowRing::new(GUEST, 16, 0);
             for (body, network) in bodies {
                 if network {
                     ring.see(&to_guest(body));

@@ -456,6 +456,7 @@ pub fn backup(vm: &VmSpec, pair: &PairSpec, options: RunOptions) -> Result<Backu
         replayer: Replayer::new(Sequence::NONE, 0).shadowed_by(ShadowRing::new(
             vm.machine.mac,
             settings.failure.shadow_frames as usize,
+            now,
         )),
         log: LogSource::new(reader, shared, save),
         receiver,

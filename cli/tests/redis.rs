@@ -41,10 +41,15 @@ fn tenant(test: &str) -> Option<Tenant> {
 }
 
 fn scenario(tenant: Tenant) -> Scenario {
+    // A busy test host is no dead one. A killed process is known by its connection; how soon a silent
+    // one is known is another test's.
+    let mut settings = Settings::default();
+    settings.failure.heartbeat_timeout_ms = 500;
+    settings.failure.stall_timeout_ms = 500;
     Scenario::new(ScenarioOptions {
         program: PROGRAM.into(),
         engine: EngineChoice::Soft,
-        settings: Settings::default(),
+        settings,
         save_logs: false,
         tenant,
         evidence: None,

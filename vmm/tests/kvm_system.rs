@@ -28,6 +28,12 @@ fn guests_of_system_behaviour_write_on_kvm_what_the_manual_says() {
         lockstep_perf::not_run::report(NAME, "gcc, which assembles the guests, is not installed");
         return;
     }
+    if !processor_virtualizes() {
+        let why = "the processor has neither VMX nor SVM: this KVM emulates ring 0, and is no processor \
+                   to measure by";
+        lockstep_perf::not_run::report(NAME, why);
+        return;
+    }
     for name in SystemGuest::names() {
         let guest = SystemGuest::read(&name);
         if let Some(reason) = &guest.not_on_kvm {
@@ -60,4 +66,16 @@ fn guests_of_system_behaviour_write_on_kvm_what_the_manual_says() {
             "{name}: in hexadecimal {written:x?}"
         );
     }
+}
+
+/// Whether guests execute on the processor itself, by `/proc/cpuinfo`.
+fn processor_virtualizes() -> bool {
+    let facts = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    facts
+        .lines()
+        .filter(|line| line.starts_with("flags"))
+        .any(|line| {
+            line.split_whitespace()
+                .any(|flag| flag == "vmx" || flag == "svm")
+        })
 }

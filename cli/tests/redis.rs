@@ -11,10 +11,15 @@ use lockstep_vmm::host::namespaces::GUEST_ADDRESS;
 use lockstep_vmm::host::namespaces::trial::with_namespaces;
 use lockstep_vmm::machine::engine::EngineChoice;
 use lockstep_vmm::settings::Settings;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_lockstep");
+/// Names another program than the one built beside this test: a release build, where it is measured.
+const OTHER_PROGRAM: &str = "LOCKSTEP_TEST_PROGRAM";
+
+fn program() -> PathBuf {
+    std::env::var_os(OTHER_PROGRAM).map_or(env!("CARGO_BIN_EXE_lockstep").into(), PathBuf::from)
+}
 
 /// How long the soak test loads the machine, seconds, if not ten minutes.
 const SOAK_SECONDS: &str = "LOCKSTEP_SOAK_SECONDS";
@@ -22,13 +27,7 @@ const SOAK_SECONDS: &str = "LOCKSTEP_SOAK_SECONDS";
 fn tenant(test: &str) -> Option<Tenant> {
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guests");
     let progress = Progress::new();
-    let built = Tenant::debian(
-        "redis",
-        Path::new(PROGRAM),
-        EngineChoice::Soft,
-        &cache,
-        &progress,
-    );
+    let built = Tenant::debian("redis", &program(), EngineChoice::Soft, &cache, &progress);
     match built {
         Ok(tenant) => Some(tenant),
         // What the package client lacks is the host's; everything else is a failure.
@@ -47,7 +46,7 @@ fn scenario(tenant: Tenant) -> Scenario {
     settings.failure.heartbeat_timeout_ms = 500;
     settings.failure.stall_timeout_ms = 500;
     Scenario::new(ScenarioOptions {
-        program: PROGRAM.into(),
+        program: program(),
         engine: EngineChoice::Soft,
         settings,
         save_logs: false,
@@ -121,4 +120,46 @@ fn ten_minutes_of_mixed_load_diverge_nowhere() {
             .end_pair(pair)
             .expect("an orderly end, and a digest");
     });
+}
+
+/// By default for ten seconds of what the host has to spare, so it is asked for, with the one above.
+#[test]
+#[ignore = "measures what an idle machine takes, which other tests would disturb"]
+fn an_idle_guest_takes_little_of_both_hosts_and_of_the_log() {
+    const SECONDS: u64 = 10;
+    let test = "an_idle_guest_takes_little_of_both_hosts_and_of_the_log";
+    let Some(tenant) = tenant(test) else { return };
+    with_namespaces(test, || {
+        let mut scenario = scenario(tenant);
+        let pair = scenario.pair(Host::A, Duration::ZERO).expect("a pair");
+        std::thread::sleep(Duration::from_secs(3));
+        let bytes = || {
+            let status = pair.primary.status().expect("a status");
+            status["counters"]["vcpu"]["bytes"]
+                .as_u64()
+                .expect("a number")
+        };
+        let sides = [pair.primary.id(), pair.backup.id()];
+        let (log, ran) = (bytes(), sides.map(ticks));
+        std::thread::sleep(Duration::from_secs(SECONDS));
+        let megabits = (bytes() - log) as f64 * 8.0 / 1e6 / SECONDS as f64;
+        // A hundred ticks a second: sysconf(_SC_CLK_TCK) is that on every x86-64 Linux.
+        let percent = |index: usize| (ticks(sides[index]) - ran[index]) as f64 / SECONDS as f64;
+        let (primary, backup) = (percent(0), percent(1));
+        println!(
+            "primary {primary:.1} %, backup {backup:.1} % of a core, log {megabits:.3} Mbit/s"
+        );
+        assert!(primary < 5.0, "primary: {primary} % of a core");
+        assert!(backup < 5.0, "backup: {backup} % of a core");
+        assert!(megabits < 0.2, "log: {megabits} Mbit/s");
+    });
+}
+
+/// Processor time that a process has used, clock ticks: fields 14 and 15 of proc_pid_stat(5).
+fn ticks(process: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("a process");
+    let behind_name = stat.rsplit_once(')').expect("a name").1;
+    let fields: Vec<_> = behind_name.split_whitespace().collect();
+    let number = |index: usize| fields[index].parse::<u64>().expect("a number");
+    number(11) + number(12)
 }

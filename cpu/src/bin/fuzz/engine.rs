@@ -174,6 +174,7 @@ impl Engine {
         let state = self.cpu.state();
         let mut out = Outcome {
             retired: self.cpu.retired(),
+            endless: exit == RunExit::Budget,
             ..Outcome::default()
         };
         if exit != RunExit::Halted {

@@ -28,10 +28,10 @@ pub(super) struct RedisArguments {
     connections: u32,
     /// Times that each arm takes its turn
     #[arg(long, value_name = "NUMBER", default_value_t = 5)]
-    redis_rounds: usize,
+    rounds: usize,
     /// Length of each measurement
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
-    seconds: u64,
+    duration: u64,
 }
 
 /// What one arm did in all rounds.
@@ -61,8 +61,8 @@ pub(super) fn run(
     let (rounds, warm_up, length) = if small {
         (1, Duration::from_millis(200), Duration::from_millis(300))
     } else {
-        let length = Duration::from_secs(arguments.seconds);
-        (arguments.redis_rounds, Duration::from_secs(1), length)
+        let length = Duration::from_secs(arguments.duration);
+        (arguments.rounds, Duration::from_secs(1), length)
     };
     // What is asked here is not checked: a closed loop makes more history than anybody could check.
     let mut config = RedisConfig::new((GUEST_ADDRESS, REDIS_PORT).into());

@@ -14,6 +14,7 @@
 //! | [`replayer`] | backup: how entries become the same execution, and how that is checked |
 //! | [`shadow`] | backup: frames that it saw on the network and the log does not have |
 //! | [`detector`] | both: when the peer is taken for dead (paper 2.3) |
+//! | [`disk`] | what a guest asks of a disk, in which order it is done, and what is held |
 //! | [`arbiter`] | both: who of the two goes on (paper 2.3) |
 //! | [`primary`], [`backup`] | the two roles, as state machines over all of the above |
 //! | [`announce`] | the frame that tells switches where the MAC lives now |
@@ -22,6 +23,7 @@ pub mod announce;
 pub mod arbiter;
 pub mod backup;
 pub mod detector;
+pub mod disk;
 pub mod gate;
 pub mod log;
 pub mod primary;

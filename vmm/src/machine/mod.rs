@@ -4,6 +4,7 @@
 //! its configuration, its images and the events applied to it, each at its position.
 
 pub mod boot;
+pub mod bounce;
 pub mod bus;
 pub mod clock;
 pub mod config;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use lockstep_logchan::entry::{Flags, Sequence};
 use lockstep_logchan::transport::ChannelError;
+use lockstep_logchan::transport::tcp::{TcpBackup, TcpPrimary};
 use lockstep_perf::stamp;
 use lockstep_ringbuf::WaitPolicy;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -345,4 +346,38 @@ fn a_full_backup_holds_the_primary_back_and_loses_nothing() {
         replaying.join().expect("all of it arrived");
         assert!(receiving.stop().is_none());
     }
+}
+
+/// The stream of a killed primary stays open for as long as its `io_uring` takes to go.
+#[test]
+fn the_lifelines_end_is_the_primarys_and_what_it_had_sent_is_received_before() {
+    let (ours, theirs) = tcp_pair();
+    let (held, watched) = tcp_pair();
+    let (near, far) = (ring(), ring());
+    let options = tcp_options(WaitPolicy::Block);
+    let mut primary = TcpPrimary::new(ours.into(), &near, Sequence::NONE, &agreed(), &options)
+        .expect("the primary's end");
+    let (backup, mut reader) =
+        TcpBackup::new(theirs.into(), &far, Sequence::NONE, &options).expect("the backup's end");
+    let receiving = Receiving::start(Box::new(backup.watching(Some(watched.into()))));
+    let report = receiving.report.clone();
+    let mut writer = writer(&near);
+    let mut numbers = Numbers(3);
+    for _ in 0..20 {
+        write((&mut writer, &mut primary), &numbers.payload(), Flags::NONE);
+    }
+    settle(&writer, &mut primary);
+    assert!(!receiving.is_finished());
+    let killed = Instant::now();
+    drop(held);
+    let error = receiving.end();
+    assert!(
+        matches!(error, ChannelError::Closed { how } if how.contains("process ended")),
+        "{error}"
+    );
+    assert!(killed.elapsed() < Duration::from_secs(1));
+    for n in 1..=20 {
+        assert_eq!(read_next(&mut reader, &report).0, Sequence(n));
+    }
+    drop(primary);
 }

@@ -12,14 +12,20 @@ use lockstep_logchan::entry::Sequence;
 use lockstep_logchan::protocol::Role;
 use lockstep_logchan::protocol::VmId;
 use lockstep_logchan::protocol::heartbeat::{HEARTBEAT_BYTES, HeartbeatMonitor, HeartbeatSchedule};
-use lockstep_logchan::protocol::hello::{HelloError, Message, Refusal};
+use lockstep_logchan::protocol::hello::{HelloError, Lifeline, Message, Refusal};
 use lockstep_logchan::transport::ChannelError;
 use lockstep_logchan::transport::connect::{
-    Address, ConnectError, Incoming, Listener, Offer, Patience, connect, greet,
+    self, Address, ConnectError, Incoming, Listener, Offer, Patience, connect, greet,
 };
 use lockstep_logchan::transport::heartbeat::HeartbeatSocket;
 use lockstep_logchan::transport::shm::{ShmParts, receive_parts, send_parts};
 use support::{PATIENCE, hello, ring};
+
+const PAIRED: Offer<'_> = Offer::Paired {
+    vm: "tenant",
+    generation: 7,
+    lifeline: true,
+};
 
 const HELLO_LIMIT: Duration = Duration::from_millis(300);
 
@@ -49,7 +55,7 @@ fn incoming(listener: &mut Listener, offer: Offer<'_>) -> Incoming {
 fn refused(listener: &mut Listener, offer: Offer<'_>) -> ConnectError {
     match incoming(listener, offer) {
         Incoming::Refused { error, .. } => error,
-        Incoming::Paired(connection) => panic!("let in: {connection:?}"),
+        other => panic!("let in: {other:?}"),
     }
 }
 
@@ -216,7 +222,7 @@ fn a_second_backup_and_a_different_one_are_told_why_not() {
     let there = address.clone();
     let second =
         std::thread::spawn(move || connect(&there, &hello(Role::Backup), &Patience::default()));
-    let error = refused(&mut listener, Offer::Busy { generation: 7 });
+    let error = refused(&mut listener, PAIRED);
     let busy = Refusal::Busy { generation: 7 };
     assert!(
         matches!(&error, ConnectError::Hello(HelloError::Unwanted(refusal)) if *refusal == busy),
@@ -244,6 +250,47 @@ fn a_second_backup_and_a_different_one_are_told_why_not() {
         told.contains("`memory-bytes` differs: primary has 67108864, backup has 1"),
         "{told}"
     );
+}
+
+#[test]
+fn the_pairs_lifeline_is_held_once_and_nobody_elses() {
+    let (mut listener, address) = listener();
+    let of = |vm: &str, generation| Lifeline {
+        vm: vm.into(),
+        generation,
+    };
+    let mut ask = |lifeline: Lifeline, offer| {
+        let there = address.clone();
+        let asked = std::thread::spawn(move || connect::lifeline(&there, &lifeline, PATIENCE));
+        let come = incoming(&mut listener, offer);
+        (come, asked.join().expect("no panic"))
+    };
+    for stranger in [of("tenant", 8), of("another", 7)] {
+        let (come, told) = ask(stranger, PAIRED);
+        assert!(matches!(come, Incoming::Refused { .. }), "{come:?}");
+        let told = told.expect_err("refused").to_string();
+        assert!(told.contains("has a backup already"), "{told}");
+    }
+    let (come, ours) = ask(of("tenant", 7), PAIRED);
+    let (Incoming::Lifeline(held), Ok(ours)) = (come, ours) else {
+        panic!("not held")
+    };
+    let second = Offer::Paired {
+        vm: "tenant",
+        generation: 7,
+        lifeline: false,
+    };
+    let (come, told) = ask(of("tenant", 7), second);
+    assert!(matches!(come, Incoming::Refused { .. }), "{come:?}");
+    told.expect_err("there is one");
+    let (come, told) = ask(of("tenant", 7), Offer::Pair(&hello(Role::Primary)));
+    assert!(matches!(come, Incoming::Refused { .. }), "{come:?}");
+    let told = told.expect_err("no pair yet").to_string();
+    assert!(told.contains("a lifeline came where a hello"), "{told}");
+
+    let mut stream = TcpStream::from(ours);
+    drop(held);
+    assert_eq!(stream.read(&mut [0]).expect("its end"), 0);
 }
 
 #[test]

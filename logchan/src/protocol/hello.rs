@@ -41,7 +41,7 @@ const MAX_SHOWN: usize = 200;
 struct Preamble {
     magic: [u8; 8],
     version: U32,
-    /// [`KIND_HELLO`] or [`KIND_REFUSAL`].
+    /// [`KIND_HELLO`], [`KIND_REFUSAL`] or [`KIND_LIFELINE`].
     kind: U16,
     reserved: U16,
     /// Bytes of the body.
@@ -54,6 +54,7 @@ const _: () = assert!(size_of::<Preamble>() == PREAMBLE_BYTES);
 
 const KIND_HELLO: u16 = 1;
 const KIND_REFUSAL: u16 = 2;
+const KIND_LIFELINE: u16 = 3;
 
 /// Who somebody is and what it runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,6 +120,19 @@ pub enum Refusal {
     },
 }
 
+/// What a backup says on its second connection, and the primary repeats if it holds it. Nothing else
+/// ever travels there: it ends with the primary's process, as soon as the kernel closes its files.
+/// The connection that the log travels on ends later, for its `io_uring` holds it until the kernel has
+/// taken that down too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Lifeline {
+    /// Name of the VM.
+    pub vm: String,
+    /// Generation of the pairing.
+    pub generation: u64,
+}
+
 /// A message of connection set-up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
@@ -126,6 +140,8 @@ pub enum Message {
     Hello(Hello),
     /// The end of the conversation.
     Refusal(Refusal),
+    /// A paired backup's second connection.
+    Lifeline(Lifeline),
 }
 
 /// Why connection set-up failed.
@@ -145,7 +161,8 @@ pub enum HelloError {
     },
     /// No such message.
     #[error(
-        "hello field `kind`: found {found}, expected {KIND_HELLO} (hello) or {KIND_REFUSAL} (refusal)"
+        "hello field `kind`: found {found}, expected {KIND_HELLO} (hello), {KIND_REFUSAL} (refusal) or \
+         {KIND_LIFELINE} (lifeline)"
     )]
     Kind {
         /// In the preamble.
@@ -199,6 +216,14 @@ pub enum HelloError {
     /// The peer is a Lockstep, but not the one we need.
     #[error("{0}")]
     Unwanted(Refusal),
+    /// A message in the wrong place.
+    #[error("hello: a {found} came where a {expected} was expected")]
+    OutOfPlace {
+        /// What came.
+        found: &'static str,
+        /// What was to come.
+        expected: &'static str,
+    },
     /// The peer refused.
     #[error("the peer refused: {0}")]
     Refused(Refusal),
@@ -212,10 +237,14 @@ impl Message {
     pub fn encode(&self) -> Result<Vec<u8>, HelloError> {
         let (kind, body) = match self {
             Self::Hello(hello) => {
-                hello.check_name()?;
+                check_name(&hello.vm)?;
                 (KIND_HELLO, serde_json::to_vec(hello))
             }
             Self::Refusal(refusal) => (KIND_REFUSAL, serde_json::to_vec(refusal)),
+            Self::Lifeline(lifeline) => {
+                check_name(&lifeline.vm)?;
+                (KIND_LIFELINE, serde_json::to_vec(lifeline))
+            }
         };
         let body = body.map_err(HelloError::Body)?;
         if body.len() > MAX_BODY_BYTES {
@@ -260,13 +289,27 @@ impl Message {
         match preamble.kind.get() {
             KIND_HELLO => {
                 let hello: Hello = serde_json::from_slice(body).map_err(HelloError::Body)?;
-                hello.check_name()?;
+                check_name(&hello.vm)?;
                 Ok(Some(Self::Hello(hello)))
             }
             KIND_REFUSAL => serde_json::from_slice(body)
                 .map(|refusal| Some(Self::Refusal(refusal)))
                 .map_err(HelloError::Body),
+            KIND_LIFELINE => {
+                let lifeline: Lifeline = serde_json::from_slice(body).map_err(HelloError::Body)?;
+                check_name(&lifeline.vm)?;
+                Ok(Some(Self::Lifeline(lifeline)))
+            }
             found => Err(HelloError::Kind { found }),
+        }
+    }
+
+    /// What it is called in an error.
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Self::Hello(_) => "hello",
+            Self::Refusal(_) => "refusal",
+            Self::Lifeline(_) => "lifeline",
         }
     }
 }
@@ -279,7 +322,7 @@ impl Preamble {
                 found: self.version.get(),
             });
         }
-        if !matches!(self.kind.get(), KIND_HELLO | KIND_REFUSAL) {
+        if !matches!(self.kind.get(), KIND_HELLO | KIND_REFUSAL | KIND_LIFELINE) {
             return Err(HelloError::Kind {
                 found: self.kind.get(),
             });
@@ -310,15 +353,6 @@ pub fn needed(bytes: &[u8]) -> usize {
 }
 
 impl Hello {
-    fn check_name(&self) -> Result<(), HelloError> {
-        if self.vm.len() > MAX_VM_NAME_BYTES {
-            return Err(HelloError::VmName {
-                found: self.vm.len(),
-            });
-        }
-        Ok(())
-    }
-
     /// Compares this side's hello with the peer's.
     ///
     /// # Errors
@@ -394,6 +428,13 @@ impl HelloError {
             }),
         }
     }
+}
+
+fn check_name(vm: &str) -> Result<(), HelloError> {
+    if vm.len() > MAX_VM_NAME_BYTES {
+        return Err(HelloError::VmName { found: vm.len() });
+    }
+    Ok(())
 }
 
 /// The start of `text`, so that a peer cannot fill our log.

@@ -423,7 +423,7 @@ pub fn backup(vm: &VmSpec, pair: &PairSpec, options: RunOptions) -> Result<Backu
     let hello = pair::hello(vm, Role::Backup, None, settings.channel.ring_bytes);
     let connection = pair::reach_primary(&pair.address, &hello, &Patience::default())?;
     let generation = connection.agreed.generation;
-    let (channel, reader, shared) = pair::backup_channel(connection, &settings)?;
+    let (channel, reader, shared) = pair::backup_channel(connection, &pair.address, &settings)?;
     let receiver = Receiver::start(channel, settings.cpu.channel_core, Arc::clone(&counters))
         .map_err(RunError::host("starting the receiving thread"))?;
     let pulse = pair::start_pulse(

@@ -1,5 +1,5 @@
-//! The door at which the backup came in stays guarded: whoever comes later is told why it is not
-//! wanted, by a thread that the machine never waits for.
+//! The door at which the backup came in stays guarded: its lifeline is taken and held, and whoever
+//! else comes later is told why it is not wanted, by a thread that the machine never waits for.
 
 use std::io;
 use std::sync::Arc;
@@ -23,18 +23,28 @@ pub(super) struct Door {
 }
 
 impl Door {
-    /// Refuses everybody at `listener`: there is a pair of `generation`.
+    /// Refuses everybody at `listener` but the lifeline of the backup that is there: the VM has a pair
+    /// of `generation`.
     pub fn guard(
         mut listener: Listener,
+        vm: String,
         generation: u64,
         counters: Arc<Counters>,
     ) -> Result<Self, RunError> {
         let stop = Arc::new(AtomicBool::new(false));
         let theirs = Arc::clone(&stop);
         let guard = move || {
+            // No io_uring ever sees it, so it ends with this process's files.
+            let mut lifeline = None;
             // Relaxed: pairs with nothing; whoever sets it joins this thread.
             while !theirs.load(Ordering::Relaxed) {
-                match listener.poll(Offer::Busy { generation }, LOOK_EVERY) {
+                let offer = Offer::Paired {
+                    vm: &vm,
+                    generation,
+                    lifeline: lifeline.is_none(),
+                };
+                match listener.poll(offer, LOOK_EVERY) {
+                    Ok(Some(Incoming::Lifeline(stream))) => lifeline = Some(stream),
                     Ok(Some(Incoming::Refused { peer, error })) => {
                         counters.channel.strangers_refused.increment();
                         tracing::warn!(%peer, %error, "refused");

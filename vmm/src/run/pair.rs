@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_logchan::entry::Sequence;
-use lockstep_logchan::protocol::hello::Hello;
+use lockstep_logchan::protocol::hello::{Hello, Lifeline};
 use lockstep_logchan::protocol::receiver::AckPolicy;
 use lockstep_logchan::protocol::{Role, VmId};
 use lockstep_logchan::reader::EntryReader;
 use lockstep_logchan::transport::connect::{
-    Address, Connection, Incoming, Listener, Offer, Patience, connect,
+    self, Address, Connection, Incoming, Listener, Offer, Patience, connect,
 };
 use lockstep_logchan::transport::on_core::OnCore;
 use lockstep_logchan::transport::shm::{
@@ -114,7 +114,7 @@ pub(super) fn await_backup(
                 counters.channel.strangers_refused.increment();
                 tracing::warn!(%peer, %error, "refused");
             }
-            None => {}
+            Some(Incoming::Lifeline(_)) | None => {}
         }
     }
     Ok(None)
@@ -171,6 +171,7 @@ pub(super) fn primary_channel(
 /// The backup's end of the channel, and whether the primary writes the very ring that it reads.
 pub(super) fn backup_channel(
     connection: Connection,
+    address: &Address,
     settings: &Settings,
 ) -> Result<(Box<dyn BackupChannel>, EntryReader, bool), RunError> {
     let last = Sequence::NONE;
@@ -187,9 +188,18 @@ pub(super) fn backup_channel(
             let ring = Ring::create(ring_capacity(settings), RingOptions::default());
             let ring = ring.map_err(channel_error)?;
             let options = tcp_options(settings, wait);
+            let lifeline = Lifeline {
+                vm: connection.theirs.vm.clone(),
+                generation: connection.agreed.generation,
+            };
+            let lifeline = connect::lifeline(address, &lifeline, Patience::default().hello)
+                .inspect_err(
+                    |error| tracing::warn!(%error, "no lifeline: the primary's end is noticed later"),
+                )
+                .ok();
             let made = TcpBackup::new(connection.stream, &ring, last, &options);
             let (channel, reader) = made.map_err(channel_error)?;
-            Ok((Box::new(channel), reader, false))
+            Ok((Box::new(channel.watching(lifeline)), reader, false))
         }
     }
 }

@@ -417,7 +417,7 @@ pub fn primary(
         });
     };
     let generation = connection.agreed.generation;
-    let door = Door::guard(listener, generation, Arc::clone(&counters))?;
+    let door = Door::guard(listener, vm.name.clone(), generation, Arc::clone(&counters))?;
     let (channel, log) = pair::primary_channel(connection, &settings)?;
     let pulse = pair::start_pulse(
         vm,

@@ -112,13 +112,14 @@ fn await_event(
     }
 }
 
-fn hear(stream: BorrowedFd<'_>, limit: Duration) -> Result<Hello, ConnectError> {
+/// The peer's message, which is no refusal.
+pub(super) fn hear(stream: BorrowedFd<'_>, limit: Duration) -> Result<Message, ConnectError> {
     let end = Instant::now() + limit;
     let mut inbox = Inbox::default();
     loop {
         match inbox.advance(stream)? {
-            Some(Message::Hello(hello)) => return Ok(hello),
             Some(Message::Refusal(refusal)) => return Err(HelloError::Refused(refusal).into()),
+            Some(message) => return Ok(message),
             None => {}
         }
         if !await_event(stream, PollFlags::IN, end)? {
@@ -127,6 +128,17 @@ fn hear(stream: BorrowedFd<'_>, limit: Duration) -> Result<Hello, ConnectError> 
                 limit,
             });
         }
+    }
+}
+
+fn hear_hello(stream: BorrowedFd<'_>, limit: Duration) -> Result<Hello, ConnectError> {
+    match hear(stream, limit)? {
+        Message::Hello(hello) => Ok(hello),
+        other => Err(HelloError::OutOfPlace {
+            found: other.name(),
+            expected: "hello",
+        }
+        .into()),
     }
 }
 
@@ -148,10 +160,10 @@ pub fn greet(
             Err(ConnectError::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => {}
             Err(error) => return Err(error),
         }
-        let theirs = hear(stream, limit)?;
+        let theirs = hear_hello(stream, limit)?;
         return Ok((ours.compare(&theirs)?, theirs));
     }
-    let heard = hear(stream, limit).and_then(|theirs| Ok((ours.compare(&theirs)?, theirs)));
+    let heard = hear_hello(stream, limit).and_then(|theirs| Ok((ours.compare(&theirs)?, theirs)));
     match heard {
         Ok((agreed, theirs)) => {
             say(stream, &Message::Hello(ours.clone()), limit)?;

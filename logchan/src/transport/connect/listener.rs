@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use super::greeting::{Inbox, refuse, say};
 use super::{Address, ConnectError, Connection};
-use crate::protocol::hello::{Hello, HelloError, Message, Refusal};
+use crate::protocol::hello::{Agreed, Hello, HelloError, Message, Refusal};
 
 /// Connections that have not said who they are and are listened to at a time.
 const MAX_PENDING: usize = 16;
@@ -26,10 +26,14 @@ const ANSWER_LIMIT: Duration = Duration::from_millis(200);
 pub enum Offer<'a> {
     /// To be the backup, if its hello agrees with this one.
     Pair(&'a Hello),
-    /// Nothing: there is a backup.
-    Busy {
+    /// Nothing, for there is a backup; to that one, a lifeline, if there is none yet.
+    Paired {
+        /// Name of the VM.
+        vm: &'a str,
         /// Generation of the existing pairing.
         generation: u64,
+        /// Whether there is no lifeline yet.
+        lifeline: bool,
     },
 }
 
@@ -38,6 +42,9 @@ pub enum Offer<'a> {
 pub enum Incoming {
     /// The backup.
     Paired(Connection),
+    /// The second connection of the backup that is there, which was told that it is held. To be kept
+    /// for as long as the process is one half of the pair.
+    Lifeline(OwnedFd),
     /// Somebody else, dropped.
     Refused {
         /// Its address, as far as it has one.
@@ -218,11 +225,11 @@ impl AsFd for Listener {
 }
 
 impl Pending {
-    /// The hello, or why there will be none; nothing yet otherwise.
-    fn advance(&mut self, limit: Duration) -> Option<Result<Hello, ConnectError>> {
+    /// The first message, or why there will be none; nothing yet otherwise.
+    fn advance(&mut self, limit: Duration) -> Option<Result<Message, ConnectError>> {
         match self.inbox.advance(self.stream.as_fd()) {
-            Ok(Some(Message::Hello(hello))) => Some(Ok(hello)),
             Ok(Some(Message::Refusal(refusal))) => Some(Err(HelloError::Refused(refusal).into())),
+            Ok(Some(message)) => Some(Ok(message)),
             Ok(None) if Instant::now() >= self.deadline => {
                 let received = self.inbox.received();
                 Some(Err(ConnectError::TimedOut { received, limit }))
@@ -233,25 +240,17 @@ impl Pending {
     }
 
     /// Answers, and says what came of it.
-    fn conclude(self, heard: Result<Hello, ConnectError>, offer: Offer<'_>) -> Incoming {
+    fn conclude(self, heard: Result<Message, ConnectError>, offer: Offer<'_>) -> Incoming {
         let Self { stream, peer, .. } = self;
-        let paired = heard.and_then(|theirs| match offer {
-            Offer::Busy { generation } => {
-                Err(HelloError::Unwanted(Refusal::Busy { generation }).into())
-            }
-            Offer::Pair(ours) => {
-                let agreed = ours.compare(&theirs)?;
-                say(stream.as_fd(), &Message::Hello(ours.clone()), ANSWER_LIMIT)?;
-                Ok((agreed, theirs))
-            }
-        });
-        match paired {
-            Ok((agreed, theirs)) => Incoming::Paired(Connection {
+        let answered = heard.and_then(|message| answer(stream.as_fd(), message, offer));
+        match answered {
+            Ok(Answered::Paired(agreed, theirs)) => Incoming::Paired(Connection {
                 stream,
                 peer,
                 agreed,
-                theirs,
+                theirs: *theirs,
             }),
+            Ok(Answered::Held) => Incoming::Lifeline(stream),
             Err(error) => {
                 if let ConnectError::Hello(hello) = &error
                     && let Some(refusal) = hello.refusal()
@@ -260,6 +259,46 @@ impl Pending {
                 }
                 Incoming::Refused { peer, error }
             }
+        }
+    }
+}
+
+/// What a connection has become.
+enum Answered {
+    Paired(Agreed, Box<Hello>),
+    Held,
+}
+
+/// Answers `message` as `offer` says, if it is one that can be accepted.
+fn answer(
+    stream: BorrowedFd<'_>,
+    message: Message,
+    offer: Offer<'_>,
+) -> Result<Answered, ConnectError> {
+    match (offer, message) {
+        (Offer::Pair(ours), Message::Hello(theirs)) => {
+            let agreed = ours.compare(&theirs)?;
+            say(stream, &Message::Hello(ours.clone()), ANSWER_LIMIT)?;
+            Ok(Answered::Paired(agreed, Box::new(theirs)))
+        }
+        (Offer::Pair(_), other) => Err(HelloError::OutOfPlace {
+            found: other.name(),
+            expected: "hello",
+        }
+        .into()),
+        (
+            Offer::Paired {
+                vm,
+                generation,
+                lifeline: true,
+            },
+            Message::Lifeline(theirs),
+        ) if theirs.vm == vm && theirs.generation == generation => {
+            say(stream, &Message::Lifeline(theirs), ANSWER_LIMIT)?;
+            Ok(Answered::Held)
+        }
+        (Offer::Paired { generation, .. }, _) => {
+            Err(HelloError::Unwanted(Refusal::Busy { generation }).into())
         }
     }
 }

@@ -9,14 +9,14 @@ mod greeting;
 mod listener;
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 pub use address::Address;
 pub use greeting::{greet, refuse};
 pub use listener::{Incoming, Listener, Offer};
 
-use crate::protocol::hello::{Agreed, Hello, HelloError};
+use crate::protocol::hello::{Agreed, Hello, HelloError, Lifeline, Message};
 
 /// A connection on which the hellos were exchanged, ready for a channel.
 #[derive(Debug)]
@@ -147,5 +147,33 @@ pub fn connect(
             });
         }
         std::thread::sleep(patience.retry);
+    }
+}
+
+/// Opens the paired backup's second connection to the primary at `address`, which ends when the
+/// primary's process does, see [`Lifeline`]. Each step may take `limit`.
+///
+/// # Errors
+/// The primary does not hold it; the pair works without, and notices its end later.
+pub fn lifeline(
+    address: &Address,
+    ours: &Lifeline,
+    limit: Duration,
+) -> Result<OwnedFd, ConnectError> {
+    let stream = address
+        .connect(limit)
+        .map_err(|source| ConnectError::NobodyThere {
+            address: address.clone(),
+            tried: limit,
+            source,
+        })?;
+    greeting::say(stream.as_fd(), &Message::Lifeline(ours.clone()), limit)?;
+    match greeting::hear(stream.as_fd(), limit)? {
+        Message::Lifeline(theirs) if theirs == *ours => Ok(stream),
+        other => Err(HelloError::OutOfPlace {
+            found: other.name(),
+            expected: "lifeline of this pair",
+        }
+        .into()),
     }
 }

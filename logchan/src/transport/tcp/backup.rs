@@ -43,6 +43,12 @@ pub struct TcpBackup {
     /// Bytes of `ack` that are sent; `ACK_BYTES` if none is under way.
     ack_sent: usize,
     acking: bool,
+    /// The second connection, see [`crate::protocol::hello::Lifeline`].
+    lifeline: Option<OwnedFd>,
+    /// The kernel watches it.
+    watching: bool,
+    /// It has ended: what is in the stream is all that there will ever be.
+    ending: bool,
     counters: ChannelCounters,
 }
 
@@ -76,9 +82,33 @@ impl TcpBackup {
             ack: Box::new([0; ACK_BYTES]),
             ack_sent: ACK_BYTES,
             acking: false,
+            lifeline: None,
+            watching: false,
+            ending: false,
             counters: ChannelCounters::default(),
         };
         Ok((channel, reader))
+    }
+
+    /// Takes the end of `lifeline` for the primary's.
+    #[must_use]
+    pub fn watching(mut self, lifeline: Option<OwnedFd>) -> Self {
+        self.lifeline = lifeline;
+        self
+    }
+
+    /// Queues a watch of the lifeline, once.
+    fn queue_watch(&mut self) {
+        let Some(lifeline) = self.lifeline.as_ref().filter(|_| !self.watching) else {
+            return;
+        };
+        // Nothing is ever sent on it, so whatever happens there is its end.
+        let entry = opcode::PollAdd::new(types::Fd(lifeline.as_raw_fd()), libc::POLLIN as u32)
+            .build()
+            .user_data(token::LIFELINE);
+        // SAFETY: it points at no memory; the descriptor is open while `self.lifeline` lives.
+        unsafe { self.uring.push(&entry) };
+        self.watching = true;
     }
 
     /// Queues a reception into the ring's free part, if there is one and none is under way.
@@ -156,6 +186,12 @@ impl TcpBackup {
                 }
                 continue;
             }
+            if completion.token == token::LIFELINE {
+                self.watching = false;
+                self.lifeline = None;
+                self.ending = true;
+                continue;
+            }
             self.receiving = false;
             match completion.bytes() {
                 // Half an entry, if there is one, was never acknowledged; nobody will miss it.
@@ -212,6 +248,19 @@ impl TcpBackup {
         failure.map_or(Ok(()), |error| Err(error.into()))
     }
 
+    /// Behind the lifeline's end: whether the stream has nothing more to take now, so that nothing more
+    /// will come. What is still on its way between two hosts then was never acknowledged.
+    fn arrived_all(&mut self) -> Result<bool, ChannelError> {
+        if !self.queue_receive() {
+            return Ok(false);
+        }
+        self.uring
+            .submit()
+            .and_then(|()| self.uring.ready())
+            .map(|more| !more)
+            .map_err(|error| ChannelError::of_connection("submitting to io_uring", error))
+    }
+
     /// One round: take what arrived, acknowledge, wake the reader.
     fn round(&mut self) -> Result<bool, ChannelError> {
         let io = |error| ChannelError::of_connection("submitting to io_uring", error);
@@ -243,6 +292,7 @@ impl TcpBackup {
             .ack_at(self.report.get())
             .map_or(end, |at| at.min(end));
         let mut time = Duration::from_nanos(until.saturating_sub(now));
+        self.queue_watch();
         if !self.queue_receive() {
             let room = self.arrived + 1;
             let _room = self.log.wait_free(room, &self.wait, Some(time.min(NAP)));
@@ -265,6 +315,11 @@ impl BackupChannel for TcpBackup {
         loop {
             progress |= self.round()?;
             let now = lockstep_perf::stamp::now();
+            if self.ending && self.arrived_all()? {
+                return Err(ChannelError::Closed {
+                    how: "the primary's process ended",
+                });
+            }
             if now >= end {
                 return Ok(Received {
                     last: Some(self.receiver.last_sequence()),
@@ -292,7 +347,12 @@ impl BackupChannel for TcpBackup {
 
 impl Drop for TcpBackup {
     fn drop(&mut self) {
-        let under_way = usize::from(self.receiving) + usize::from(self.acking);
+        if let Some(lifeline) = &self.lifeline {
+            // Ends the watch. Fails where the connection is gone already.
+            let _gone = rustix::net::shutdown(lifeline, rustix::net::Shutdown::Both);
+        }
+        let under_way =
+            usize::from(self.receiving) + usize::from(self.acking) + usize::from(self.watching);
         if !socket::give_up(self.stream.as_fd(), &mut self.uring, under_way) {
             // The kernel may still write to the ring and read the acknowledgement.
             std::mem::forget(self.ring.clone());

@@ -58,6 +58,7 @@ impl Default for TcpOptions {
 mod token {
     pub(super) const RECEIVE: u64 = 1;
     pub(super) const SEND: u64 = 2;
+    pub(super) const LIFELINE: u64 = 0x100;
 }
 
 /// How long a dropped channel waits for the kernel to give its buffers back.

@@ -101,17 +101,29 @@ impl EntryReader {
 
     /// Waits until [`EntryReader::peek`] has an entry, or an error, to return.
     pub fn wait(&self, policy: &WaitPolicy, timeout: Duration) -> Waited {
+        self.wait_unless(policy, timeout, || false)
+    }
+
+    /// As [`EntryReader::wait`]; ends, as if time were up, when `enough` is true. Whoever makes it true
+    /// then calls [`BackupChannel::wake_reader`](crate::transport::BackupChannel::wake_reader).
+    pub fn wait_unless(
+        &self,
+        policy: &WaitPolicy,
+        timeout: Duration,
+        enough: impl Fn() -> bool,
+    ) -> Waited {
         let cursor = self.consumer.cursor();
         match &self.checked {
             Checked::BehindReceiver(received) => {
-                if received.wait_beyond(cursor, policy, timeout) {
+                if received.wait_beyond(cursor, policy, timeout, enough) {
                     Waited::Ready
                 } else {
                     Waited::TimedOut
                 }
             }
             Checked::ByReader | Checked::ByReceiver => {
-                self.consumer.wait_committed(cursor, policy, Some(timeout))
+                self.consumer
+                    .wait_committed_unless(cursor, policy, Some(timeout), enough)
             }
         }
     }

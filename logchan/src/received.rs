@@ -47,8 +47,16 @@ impl ReceivedCursor {
         self.0.bell.ring();
     }
 
-    /// Waits until the receiver stands beyond `cursor`; returns whether it does.
-    pub(crate) fn wait_beyond(&self, cursor: u64, policy: &WaitPolicy, timeout: Duration) -> bool {
-        self.0.bell.wait(policy, timeout, || self.get() > cursor)
+    /// Waits until the receiver stands beyond `cursor`, or `enough` is true; returns whether it stands
+    /// there.
+    pub(crate) fn wait_beyond(
+        &self,
+        cursor: u64,
+        policy: &WaitPolicy,
+        timeout: Duration,
+        enough: impl Fn() -> bool,
+    ) -> bool {
+        let look = || self.get() > cursor || enough();
+        self.0.bell.wait(policy, timeout, look) && self.get() > cursor
     }
 }

@@ -108,9 +108,22 @@ impl Consumer {
         policy: &WaitPolicy,
         timeout: Option<Duration>,
     ) -> Waited {
+        self.wait_committed_unless(beyond, policy, timeout, || false)
+    }
+
+    /// As [`Consumer::wait_committed`]; ends, as if time were up, when `enough` is true. Whoever makes
+    /// it true then calls [`Ring::wake_consumer`](crate::Ring::wake_consumer).
+    pub fn wait_committed_unless(
+        &self,
+        beyond: u64,
+        policy: &WaitPolicy,
+        timeout: Option<Duration>,
+        enough: impl Fn() -> bool,
+    ) -> Waited {
         let control = self.claim.mapping().control();
         wait::wait::<Native>(&control.consumer_sleep.0, policy, timeout, || {
-            self.cursor.look_beyond(control, beyond)
+            let seen = self.cursor.look_beyond(control, beyond);
+            seen.or_else(|| enough().then_some(Waited::TimedOut))
         })
     }
 

@@ -37,6 +37,7 @@ mod error;
 mod mapping;
 mod producer;
 mod ring;
+mod spin;
 mod wait;
 
 #[cfg(test)]
@@ -47,4 +48,5 @@ pub use control::layout;
 pub use error::{Cursor, CursorFault, RingError, RingFull, Side};
 pub use producer::Producer;
 pub use ring::{Ring, RingOptions};
+pub use spin::SpinWorth;
 pub use wait::{WaitPolicy, Waited};

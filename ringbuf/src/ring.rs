@@ -10,6 +10,7 @@ use crate::cursor::{ConsumerCursor, ProducerCursor, glance};
 use crate::error::{RingError, Side};
 use crate::mapping::{self, Mapping};
 use crate::producer::Producer;
+use crate::wait;
 
 /// What can be chosen about a new ring's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -159,6 +160,12 @@ impl Ring {
         let cursor =
             ConsumerCursor::open(self.attachment.mapping.control(), self.capacity() as u64)?;
         Ok(Consumer::new(claim, cursor))
+    }
+
+    /// Wakes the consumer if it sleeps, for another reason than a commit: see
+    /// [`Consumer::wait_committed_unless`].
+    pub fn wake_consumer(&self) {
+        wait::wake::<Native>(&self.attachment.mapping.control().consumer_sleep.0);
     }
 
     /// Bytes committed and not yet released, for display: a glance from outside, unchecked but for

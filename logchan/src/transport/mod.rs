@@ -86,6 +86,9 @@ pub trait BackupChannel: Send {
     /// [`ChannelError::Entry`] for input that is no log.
     fn receive(&mut self, time: Duration) -> Result<Received, ChannelError>;
 
+    /// Wakes the replaying thread if it sleeps at its reader, for another reason than an entry.
+    fn wake_reader(&self);
+
     /// Where the replaying thread reports its progress.
     fn report(&self) -> ReplayReport;
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use io_uring::types::{Napi, SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, cqueue, squeue};
-use lockstep_ringbuf::WaitPolicy;
+use lockstep_ringbuf::{SpinWorth, WaitPolicy};
 
 use super::UringError;
 
@@ -55,6 +55,7 @@ pub(crate) struct Uring {
     ring: IoUring,
     mode: Mode,
     enabled: bool,
+    spin: SpinWorth,
     kernel_entries: u64,
 }
 
@@ -95,6 +96,7 @@ impl Uring {
                         ring,
                         mode: *mode,
                         enabled,
+                        spin: SpinWorth::default(),
                         kernel_entries: 0,
                     });
                 }
@@ -276,7 +278,8 @@ impl Uring {
     }
 
     /// Waits as `policy` says until a completion is there or time is up; what is queued is submitted
-    /// first. `want` completions end a sleep.
+    /// first. `want` completions end a sleep. Where spinning before a sleep has been in vain for a
+    /// while, it sleeps at once.
     pub(crate) fn wait(
         &mut self,
         want: usize,
@@ -285,8 +288,8 @@ impl Uring {
     ) -> io::Result<()> {
         let spin = match policy {
             WaitPolicy::Spin => timeout,
-            WaitPolicy::SpinThenBlock { spin } => (*spin).min(timeout),
-            WaitPolicy::Block => Duration::ZERO,
+            WaitPolicy::SpinThenBlock { spin } if self.spin.worth() => (*spin).min(timeout),
+            WaitPolicy::SpinThenBlock { .. } | WaitPolicy::Block => Duration::ZERO,
         };
         let start = lockstep_perf::stamp::now();
         if !spin.is_zero() {
@@ -295,6 +298,7 @@ impl Uring {
             while lockstep_perf::stamp::now() < end {
                 for _ in 0..LOOKS_PER_CLOCK {
                     if self.ready()? {
+                        self.spin.ended(0, 0);
                         return Ok(());
                     }
                     std::hint::spin_loop();
@@ -304,11 +308,16 @@ impl Uring {
         let left = timeout.saturating_sub(Duration::from_nanos(
             lockstep_perf::stamp::now().saturating_sub(start),
         ));
-        if left.is_zero() {
+        let waited = if left.is_zero() {
             self.run_task_work()
         } else {
             self.submit_and_wait(want, left)
+        };
+        if let WaitPolicy::SpinThenBlock { spin } = policy {
+            let took = lockstep_perf::stamp::now().saturating_sub(start);
+            self.spin.ended(took, spin.as_nanos() as u64);
         }
+        waited
     }
 
     /// Takes the oldest completion.

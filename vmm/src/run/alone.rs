@@ -74,7 +74,9 @@ impl<V: Vm> Alone<V> {
                 return Ok(AloneEnd::Stopped);
             }
             if turn == Turn::Progress || any {
-                idle_since = None;
+                if let Some(since) = idle_since.take() {
+                    self.idle.ended(since, now);
+                }
                 continue;
             }
             if now < self.idle.spin_until(*idle_since.get_or_insert(now)) {

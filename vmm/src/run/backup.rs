@@ -46,8 +46,9 @@ use crate::host::port::MAX_FRAME;
 /// When a machine that goes live announces its address, milliseconds from go-live.
 const ANNOUNCED_AFTER_MS: [u64; 6] = [0, 50, 200, 500, 1000, 3000];
 
-/// Longest sleep of a thread that waits for log entries.
-const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// Longest sleep of a thread that waits for log entries: the network's frames and the operator's stop
+/// wait for it.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// A backup looks at the network this often, nanoseconds: the port must hold what comes meanwhile.
 const WATCH_EVERY: u64 = 500_000;
@@ -280,10 +281,13 @@ impl<V: Vm> Following<V> {
             .unwrap_or(u64::MAX)
             .min(now + self.tick_every);
         if self.role.may_replay() {
-            // Whoever commits to the log, or checks it, wakes this thread. Everything else is
-            // looked at every `LOOK_EVERY`: it costs a failover up to that, and the hot path nothing.
-            let left = Duration::from_nanos(until.saturating_sub(now));
-            self.log.wait(&self.replay_wait, left.min(LOOK_EVERY));
+            // Whoever commits to the log, or checks it, wakes this thread, and so does the receiver
+            // when the channel ends. Once it has, the role's own times are all there is to wait for.
+            let left = Duration::from_nanos(until.saturating_sub(now)).min(LOOK_EVERY);
+            let ended = self.receiver.has_ended();
+            self.log.wait(&self.replay_wait, left, || {
+                !ended && self.receiver.has_ended()
+            });
             return;
         }
         let doorbell = self.control.doorbell();

@@ -2,6 +2,7 @@
 //! then sleeps in `ppoll` on everything that could end the wait.
 
 use lockstep_perf::stamp;
+use lockstep_ringbuf::SpinWorth;
 use rustix::event::{PollFd, Timespec, poll};
 
 use crate::settings::Wait;
@@ -11,6 +12,7 @@ use crate::settings::Wait;
 pub struct Idle {
     wait: Wait,
     spin_ns: u64,
+    spin: SpinWorth,
 }
 
 impl Idle {
@@ -20,6 +22,7 @@ impl Idle {
         Self {
             wait,
             spin_ns: spin_us as u64 * 1000,
+            spin: SpinWorth::new(),
         }
     }
 
@@ -28,9 +31,15 @@ impl Idle {
     pub const fn spin_until(&self, now: u64) -> u64 {
         match self.wait {
             Wait::Spin => u64::MAX,
-            Wait::SpinThenBlock => now.saturating_add(self.spin_ns),
-            Wait::Block => now,
+            Wait::SpinThenBlock if self.spin.worth() => now.saturating_add(self.spin_ns),
+            Wait::SpinThenBlock | Wait::Block => now,
         }
+    }
+
+    /// A wait that began at `since` has ended at `now`. Where spinning was in vain for a while,
+    /// [`Idle::spin_until`] leaves it out.
+    pub const fn ended(&mut self, since: u64, now: u64) {
+        self.spin.ended(now.saturating_sub(since), self.spin_ns);
     }
 }
 

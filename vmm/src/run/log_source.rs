@@ -41,8 +41,9 @@ impl LogSource {
         Sequence::NONE
     }
 
-    pub fn wait(&self, policy: &WaitPolicy, timeout: Duration) {
-        let _ = self.reader.wait(policy, timeout);
+    /// Waits for an entry, until `enough` is true, or until time is up.
+    pub fn wait(&self, policy: &WaitPolicy, timeout: Duration, enough: impl Fn() -> bool) {
+        let _ = self.reader.wait_unless(policy, timeout, enough);
     }
 
     /// Copies the front entry to the file. A file that cannot be written is given up, aloud: the

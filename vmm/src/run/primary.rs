@@ -152,7 +152,9 @@ impl<V: Vm> Protected<V> {
                 return Ok(self.report(end, suspicion));
             }
             if turn == Turn::Progress || released || acked != before {
-                idle_since = None;
+                if let Some(since) = idle_since.take() {
+                    self.idle.ended(since, now);
+                }
             } else {
                 self.wait(now, *idle_since.get_or_insert(now), acked);
             }

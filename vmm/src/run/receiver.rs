@@ -20,6 +20,8 @@ struct Shared {
     stop: AtomicBool,
     heard_at: AtomicU64,
     received: AtomicU64,
+    /// `lost` holds, or held, something.
+    ended: AtomicBool,
     lost: Mutex<Option<ChannelError>>,
 }
 
@@ -74,6 +76,12 @@ impl Receiver {
         Sequence(self.shared.received.load(Ordering::Acquire))
     }
 
+    /// Whether the channel has ended.
+    pub fn has_ended(&self) -> bool {
+        // Acquire: pairs with the Release in `receive`; `lost` says why.
+        self.shared.ended.load(Ordering::Acquire)
+    }
+
     /// Why the channel ended, once it has.
     pub fn lost(&self) -> Option<ChannelError> {
         self.shared
@@ -119,6 +127,10 @@ fn receive(mut channel: Box<dyn BackupChannel>, shared: &Shared, counters: &Coun
             }
             Err(error) => {
                 *shared.lost.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                // Release: pairs with the Acquire in `has_ended`.
+                shared.ended.store(true, Ordering::Release);
+                // A failover must not wait until the replaying thread next looks around.
+                channel.wake_reader();
                 return;
             }
         }

@@ -218,6 +218,13 @@ impl BackupChannel for ShmBackup {
         }
     }
 
+    fn wake_reader(&self) {
+        match self.options.ack {
+            ShmAck::Committed => self.parts.ring.wake_consumer(),
+            ShmAck::Received => self.cursor.wake_reader(),
+        }
+    }
+
     fn report(&self) -> ReplayReport {
         ReplayReport::shared(Arc::clone(&self.parts.page))
     }

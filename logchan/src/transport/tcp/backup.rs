@@ -333,6 +333,10 @@ impl BackupChannel for TcpBackup {
         }
     }
 
+    fn wake_reader(&self) {
+        self.log.wake_consumer();
+    }
+
     fn report(&self) -> ReplayReport {
         self.report.clone()
     }

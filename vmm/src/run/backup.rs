@@ -135,7 +135,7 @@ impl<V: Vm> Following<V> {
     pub fn run(mut self) -> Result<BackupReport, RunError> {
         let mut suspicion = None;
         loop {
-            let progress = self.replay();
+            let mut progress = self.replay();
             let now = stamp::now();
             if now.saturating_sub(self.watched_at) >= WATCH_EVERY {
                 self.watch_network(now);
@@ -143,6 +143,8 @@ impl<V: Vm> Following<V> {
             self.listen(now);
             self.role.tick(now);
             while let Some(action) = self.role.next_action() {
+                // What it begins is gone on with before anything is waited for.
+                progress = true;
                 match action {
                     BackupAction::Seal(why) => {
                         tracing::warn!(%why, "the primary is suspected");

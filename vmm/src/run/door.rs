@@ -2,6 +2,7 @@
 //! else comes later is told why it is not wanted, by a thread that the machine never waits for.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -19,7 +20,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(super) struct Door {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    /// Its lifeline is kept until it is joined, however early it ends.
+    thread: Option<JoinHandle<Option<OwnedFd>>>,
 }
 
 impl Door {
@@ -52,10 +54,11 @@ impl Door {
                     Ok(Some(Incoming::Paired(_)) | None) => {}
                     Err(error) => {
                         tracing::error!(%error, "nobody is let in any more");
-                        return;
+                        break;
                     }
                 }
             }
+            lifeline
         };
         let thread = thread::Builder::new().name("door".into()).spawn(guard);
         let thread = thread.map_err(|source: io::Error| {

@@ -99,11 +99,7 @@ struct Outcome {
 /// # Errors
 /// An arm failed, or the results cannot be written.
 pub fn run(options: &Options, report: &mut Report) -> Result<(), ChannelBenchError> {
-    let cores = pin::cores();
-    let cores = match (options.pin, cores.as_slice()) {
-        (true, [first, second, ..]) => Some([*first, *second]),
-        _ => None,
-    };
+    let cores = cores(options);
     report.fact(
         "entry bytes",
         (options.payload_bytes + lockstep_logchan::entry::HEADER_BYTES) as u64,
@@ -148,6 +144,35 @@ pub fn run(options: &Options, report: &mut Report) -> Result<(), ChannelBenchErr
         }
     })?;
     write(&outcomes, report)
+}
+
+/// How long entries wait for their acknowledgement over `arm`, from when each was due: the open loop of
+/// one round. The round's closed loop warms the channel up.
+///
+/// # Errors
+/// The arm failed, or the host lacks it.
+pub(crate) fn acknowledged_after(
+    arm: &Arm,
+    options: &Options,
+) -> Result<Series, ChannelBenchError> {
+    let cores = cores(options);
+    match measure::round(arm, options, cores) {
+        Ok(round) => Ok(round.open),
+        Err(measure::RoundError::Lacking(why) | measure::RoundError::Failed(why)) => {
+            Err(ChannelBenchError::Arm {
+                arm: arm.name(),
+                why,
+            })
+        }
+    }
+}
+
+/// The cores of the two ends.
+fn cores(options: &Options) -> Option<[usize; 2]> {
+    match (options.pin, pin::cores().as_slice()) {
+        (true, [first, second, ..]) => Some([*first, *second]),
+        _ => None,
+    }
 }
 
 fn write(outcomes: &[Outcome], report: &mut Report) -> Result<(), ChannelBenchError> {

@@ -17,6 +17,7 @@
 //! | [`ring`] | the log ring beside other rings |
 //! | [`channel`] | the logging channel |
 //! | [`cpu`] | the software CPU beside QEMU: a kernel's boot, and bare loops |
+//! | [`disk`] | the host's side of a disk beside `fio`, bounce buffers, and the output rule for writes |
 //! | [`output_latency`] | what the output rule adds to a packet |
 //! | [`load`] | is the client of the others: open-loop memcached over UDP, and echo |
 //! | [`redis`] | is a client that checks: Redis over TCP, histories, linearizability |
@@ -24,6 +25,7 @@
 
 pub mod channel;
 pub mod cpu;
+pub mod disk;
 pub mod load;
 pub mod output_latency;
 pub mod pingpong;

@@ -79,6 +79,27 @@ fn the_cpu_suite_runs_small() {
 }
 
 #[test]
+fn the_disk_suite_runs_small() {
+    if Command::new("fio").arg("--version").output().is_err() {
+        not_run::report(
+            "the_disk_suite_runs_small",
+            "compares nothing: fio is missing (package fio)",
+        );
+    }
+    runs_small(
+        "disk",
+        &[
+            "host/random-read-1",
+            "host/sequential-write-16",
+            "bounce/write-4k",
+            "bounce/read-1m",
+            "output-rule/shm-committed",
+            "output-rule/tcp",
+        ],
+    );
+}
+
+#[test]
 fn the_channel_suite_runs_small() {
     runs_small("channel", &[]);
 }

@@ -10,6 +10,7 @@ use arms::{OwnedArm, round_trip};
 use clap::{Args, Subcommand};
 use lockstep_bench::channel::{self, ChannelBenchError};
 use lockstep_bench::cpu::{self, CpuBenchError, CpuOptions, Guest};
+use lockstep_bench::disk::{self, DiskBenchError};
 use lockstep_bench::load::LoadConfig;
 use lockstep_bench::output_latency::{self, Arm, OutputLatencyError, Yardstick};
 use lockstep_bench::pingpong::Waiting;
@@ -60,6 +61,8 @@ enum Suite {
     OutputLatency(OutputLatencyArguments),
     /// Requests a second of Redis in Debian, protected and unprotected
     Redis(redis::RedisArguments),
+    /// The host's side of a disk beside fio, the bounce buffers, and the output rule for writes
+    Disk(DiskArguments),
     /// The software CPU beside QEMU's, with and without -icount: a kernel's boot, and bare loops
     Cpu(CpuArguments),
 }
@@ -85,6 +88,28 @@ struct CpuArguments {
     /// The program that is compared with
     #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
     qemu: PathBuf,
+}
+
+/// Arguments of `lockstep bench disk`.
+#[derive(Debug, Args)]
+struct DiskArguments {
+    /// Where a file of 1 GiB is made for the measurement: on the storage in question [default: the
+    /// directory for temporary files]
+    #[arg(long, value_name = "DIRECTORY")]
+    directory: Option<PathBuf>,
+    /// Times that each contender takes its turn at each point
+    #[arg(long, value_name = "NUMBER", default_value_t = 5)]
+    rounds: usize,
+    /// Requests under way, one or several numbers
+    #[arg(long, value_name = "NUMBER,...", value_delimiter = ',', default_values_t = [1, 4, 16, 64],
+        value_parser = clap::value_parser!(u32).range(1..=1024))]
+    depths: Vec<u32>,
+    /// Length of each measurement
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 1500)]
+    lap: u64,
+    /// The program that is compared with
+    #[arg(long, value_name = "PROGRAM", default_value = "fio")]
+    fio: PathBuf,
 }
 
 /// Arguments of `lockstep bench output-latency`.
@@ -113,6 +138,9 @@ pub enum BenchError {
     /// `channel`
     #[error(transparent)]
     Channel(#[from] ChannelBenchError),
+    /// `disk`
+    #[error(transparent)]
+    Disk(#[from] DiskBenchError),
     /// `output-latency`
     #[error(transparent)]
     OutputLatency(#[from] OutputLatencyError),
@@ -152,6 +180,7 @@ pub fn bench(arguments: &BenchArguments, settings: Settings) -> Result<ExitCode,
         Suite::Channel => "channel",
         Suite::OutputLatency(_) => "output-latency",
         Suite::Cpu(_) => "cpu",
+        Suite::Disk(_) => "disk",
         Suite::Redis(_) => "redis",
     };
     if matches!(arguments.suite, Suite::OutputLatency(_) | Suite::Redis(_)) {
@@ -194,6 +223,15 @@ pub fn bench(arguments: &BenchArguments, settings: Settings) -> Result<ExitCode,
             let options = cpu_options(suite, small)?;
             let progress = Progress::new();
             let missing = cpu::run(&options, &mut report, &mut |doing| progress.step(doing))?;
+            for what in missing {
+                progress.note(&what);
+            }
+            true
+        }
+        Suite::Disk(suite) => {
+            let options = disk_options(suite, small);
+            let progress = Progress::new();
+            let missing = disk::run(&options, &mut report, &mut |doing| progress.step(doing))?;
             for what in missing {
                 progress.note(&what);
             }
@@ -243,6 +281,24 @@ fn cpu_options(arguments: &CpuArguments, small: bool) -> Result<CpuOptions, Benc
         qemu: arguments.qemu.clone(),
         ..options
     })
+}
+
+fn disk_options(arguments: &DiskArguments, small: bool) -> disk::Options {
+    let directory = arguments.directory.clone();
+    let directory = directory.unwrap_or_else(std::env::temp_dir);
+    if small {
+        return disk::Options {
+            fio: arguments.fio.clone(),
+            ..disk::Options::small(directory)
+        };
+    }
+    disk::Options {
+        rounds: arguments.rounds.max(1),
+        depths: arguments.depths.clone(),
+        lap: Duration::from_millis(arguments.lap.max(1)),
+        fio: arguments.fio.clone(),
+        ..disk::Options::new(directory)
+    }
 }
 
 fn channel_options(small: bool) -> channel::Options {

@@ -38,8 +38,8 @@ pub enum Progress {
     /// This entry has been replayed and released.
     Replayed(Sequence),
     /// The machine stands where a read from the shared disk ends, and the log has not its data: read
-    /// it, hand it in by [`Replayer::disk_read`], step on. What does not have this XXH3-64 is to be
-    /// read again, for as long as patience lasts.
+    /// it into the request's bounce buffer, call [`Replayer::disk_read`], step on. What does not have
+    /// this XXH3-64 is to be read again, for as long as patience lasts.
     ReadDisk {
         /// The machine's request.
         request: DiskRequest,
@@ -428,12 +428,18 @@ impl Replayer {
         self.kept.len()
     }
 
-    /// What the shared disk holds where request `id` reads, as [`Progress::ReadDisk`] asked for it. The
-    /// next step compares it with the primary's digest.
-    pub fn disk_read(&mut self, id: RequestId, data: &[u8]) {
+    /// The shared disk's bytes for `request`, as [`Progress::ReadDisk`] asked for them, are in its bounce
+    /// buffer. The next step compares them with what the primary read; so that the caller can read once
+    /// more instead, their XXH3-64 is returned.
+    pub fn disk_read<V: Vm>(&mut self, vm: &V, request: &DiskRequest) -> u64 {
         self.fetched.clear();
-        self.fetched.extend_from_slice(data);
-        self.fetched_for = Some(id);
+        if let Some(region) = vm.bounce() {
+            let length = request.length.min(region.bytes());
+            self.fetched.resize(usize::try_from(length).unwrap_or(0), 0);
+            region.read(request.bounce, &mut self.fetched);
+        }
+        self.fetched_for = Some(request.id);
+        xxh3_64(&self.fetched)
     }
 
     /// The machine becomes the only one. To be called once the log is drained and the arbiter has

@@ -1,7 +1,8 @@
-//! The door to the world: tap, virtual switch, network namespaces, arbiter file, status
+//! The door to the world: tap, virtual switch, network namespaces, arbiter file, disks, status
 //! socket, entropy, snapshots. All of a virtual machine's contact with its host, but for the channel, is in here.
 
 pub mod arbiter_file;
+pub mod disk;
 pub mod entropy;
 pub mod namespaces;
 pub mod port;

@@ -1,0 +1,271 @@
+//! A disk's file: opened, checked, and its way past the page cache probed.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Advice, AtFlags, SeekFrom, StatxFlags, fadvise, fstatfs, seek, statx};
+use rustix::process::{Resource, getrlimit};
+use serde::{Deserialize, Serialize};
+
+use super::error::{DiskError, opening_remedy};
+use crate::ft::disk::DiskRequest;
+use crate::machine::bounce::{BOUNCE_ALIGN, BounceRegion};
+
+/// Whose a disk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sharing {
+    /// Both sides reach the same disk, and only the live one touches it. What the guest saw completed
+    /// must be there for the other side, so no write is left in this host's memory.
+    Shared,
+    /// Each side has its own. This host's memory may hold what the guest has not asked to be durable.
+    Own,
+}
+
+/// What backs a disk on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskFile {
+    /// A regular file or a block device.
+    pub path: PathBuf,
+    /// Its size in bytes, as the guest sees it: a multiple of 512, and equal to the file's.
+    pub bytes: u64,
+    /// Never written.
+    pub read_only: bool,
+    /// Whose it is.
+    pub sharing: Sharing,
+}
+
+/// Magic numbers of statfs(2) of file systems that live in memory: they accept `O_DIRECT` and then
+/// do not go past anything.
+const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
+
+/// The same of file systems that only one host mounts: tmpfs, ramfs, ext4, XFS, btrfs, f2fs, ZFS,
+/// overlay. Sides that share a file there run on one host and see each other's metadata.
+const OF_ONE_HOST: [u64; 8] = [
+    0x0102_1994,
+    0x8584_58f6,
+    0xef53,
+    0x5846_5342,
+    0x9123_683e,
+    0xf2f5_2010,
+    0x2fc1_2fc1,
+    0x794c_7630,
+];
+
+/// An open disk.
+#[derive(Debug)]
+pub(super) struct OpenDisk {
+    pub(super) path: PathBuf,
+    pub(super) bytes: u64,
+    pub(super) read_only: bool,
+    /// Through the page cache.
+    plain: File,
+    /// Past it, and what it wants offsets and lengths to be multiples of.
+    direct: Option<(File, u32)>,
+    /// Each write is made durable before it completes, whatever the guest asked for.
+    pub(super) durable_writes: bool,
+    /// The same for zeroes that are not written but declared.
+    pub(super) settles: bool,
+}
+
+impl OpenDisk {
+    pub(super) fn open(file: &DiskFile) -> Result<Self, DiskError> {
+        let path = &file.path;
+        let refused = |source: io::Error| DiskError::Open {
+            path: path.clone(),
+            remedy: opening_remedy(&source, file.bytes),
+            source,
+        };
+        // Looked at before it is opened: opening a FIFO waits for its other end.
+        check_kind(path, std::fs::metadata(path).map_err(refused)?.file_type())?;
+        let plain = OpenOptions::new()
+            .read(true)
+            .write(!file.read_only)
+            .open(path)
+            .map_err(refused)?;
+        let kind = plain.metadata().map_err(refused)?.file_type();
+        check_kind(path, kind)?;
+        let found = seek(&plain, SeekFrom::End(0)).map_err(|error| refused(error.into()))?;
+        if found != file.bytes {
+            return Err(DiskError::WrongSize {
+                path: path.clone(),
+                found,
+                expected: file.bytes,
+            });
+        }
+        if let Some(limit) = getrlimit(Resource::Fsize).current
+            && kind.is_file()
+            && !file.read_only
+            && limit < file.bytes
+        {
+            return Err(DiskError::FileSizeLimit {
+                path: path.clone(),
+                found: limit,
+                expected: file.bytes,
+            });
+        }
+        let system = fstatfs(&plain).map_err(|error| refused(error.into()))?;
+        let system = system.f_type as u64;
+        let direct = if IN_MEMORY.contains(&system) {
+            None
+        } else {
+            direct(&plain, file.read_only)
+        };
+        let shared = file.sharing == Sharing::Shared;
+        if direct.is_none() {
+            tracing::warn!(
+                disk = %path.display(),
+                "O_DIRECT is refused here: I/O goes through this host's page cache{}. Use a file \
+                 system or device with direct I/O",
+                if shared { ", and every write waits until it is durable" } else { "" }
+            );
+        }
+        // A first write to a block of a file changes metadata, which a host may hold in its memory.
+        let sparse =
+            kind.is_file() && seek(&plain, SeekFrom::Hole(0)).is_ok_and(|hole| hole < file.bytes);
+        let metadata_stays_here = shared && sparse && !OF_ONE_HOST.contains(&system);
+        if metadata_stays_here && !file.read_only {
+            tracing::warn!(
+                disk = %path.display(),
+                "the shared file has holes, so every write waits until it is durable. Write it once in \
+                 full (dd if=/dev/zero conv=notrunc) before the VM starts"
+            );
+        }
+        if shared {
+            // What this host remembers of the disk may be older than what the other side wrote.
+            let forgotten = rustix::fs::fdatasync(&plain)
+                .and_then(|()| fadvise(&plain, 0, None, Advice::DontNeed));
+            if let Err(error) = forgotten {
+                tracing::warn!(disk = %path.display(), %error, "the page cache is not dropped");
+            }
+        }
+        Ok(Self {
+            path: path.clone(),
+            bytes: file.bytes,
+            read_only: file.read_only,
+            durable_writes: shared && (direct.is_none() || metadata_stays_here),
+            settles: shared && kind.is_file(),
+            plain,
+            direct,
+        })
+    }
+
+    /// Whether transfers go past the page cache.
+    pub(super) const fn is_direct(&self) -> bool {
+        self.direct.is_some()
+    }
+
+    /// What direct transfers are aligned to, bytes; 512 where there are none.
+    pub(super) fn alignment(&self) -> u32 {
+        self.direct
+            .as_ref()
+            .map_or(512, |(_, alignment)| *alignment)
+    }
+
+    /// The descriptors to register: for aligned transfers, and for all others.
+    pub(super) fn descriptors(&self) -> [RawFd; 2] {
+        let plain = self.plain.as_raw_fd();
+        let direct = self.direct.as_ref();
+        [direct.map_or(plain, |(file, _)| file.as_raw_fd()), plain]
+    }
+
+    /// Reads what `request` asks for into its bounce buffer, and waits for it.
+    pub(super) fn read(&self, request: &DiskRequest, region: &BounceRegion) -> io::Result<()> {
+        let [direct, plain] = self.descriptors();
+        let descriptor = if self.is_misaligned(request) {
+            plain
+        } else {
+            direct
+        };
+        let mut done = 0;
+        while done < request.length {
+            let left = request.length - done;
+            let buffer = region.address(request.bounce + done, left);
+            // SAFETY: `address` has checked that the buffer is `left` bytes of the region, which lives
+            // as long as the borrow; it is this request's alone. The descriptor is of a file of ours.
+            let read = unsafe {
+                libc::pread(
+                    descriptor,
+                    buffer.cast(),
+                    left as usize,
+                    (request.offset + done) as i64,
+                )
+            };
+            match u64::try_from(read) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => done += read,
+                Err(_) => {
+                    let error = io::Error::last_os_error();
+                    if error.kind() != io::ErrorKind::Interrupted {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether direct I/O takes no transfer of this alignment. Such a one goes through the page cache,
+    /// alone on its disk and durably, so that nothing of it is in the cache behind it that a direct
+    /// transfer would not see: a read or write of 512 bytes of a disk with blocks of 4,096 waits for
+    /// everything before it, and keeps everything behind it waiting.
+    pub(super) fn is_misaligned(&self, request: &DiskRequest) -> bool {
+        let alignment = u64::from(self.alignment());
+        !request.offset.is_multiple_of(alignment) || !request.length.is_multiple_of(alignment)
+    }
+}
+
+fn check_kind(path: &Path, kind: std::fs::FileType) -> Result<(), DiskError> {
+    let found = if kind.is_file() || kind.is_block_device() {
+        return Ok(());
+    } else if kind.is_dir() {
+        "directory"
+    } else if kind.is_char_device() {
+        "character device"
+    } else if kind.is_fifo() {
+        "FIFO"
+    } else {
+        "socket"
+    };
+    Err(DiskError::NotADisk {
+        path: path.to_owned(),
+        found,
+    })
+}
+
+/// Opens the same file for direct I/O, and asks what it wants to be aligned to.
+fn direct(plain: &File, read_only: bool) -> Option<(File, u32)> {
+    // By the descriptor, not by the path, which may name another file by now.
+    let same = format!("/proc/self/fd/{}", plain.as_raw_fd());
+    let file = OpenOptions::new()
+        .read(true)
+        .write(!read_only)
+        .custom_flags(libc::O_DIRECT)
+        .open(same)
+        .ok()?;
+    let alignment = alignment(&file)?;
+    Some((file, alignment))
+}
+
+/// What direct transfers of `file` are aligned to; `None` if there are none, or none with buffers
+/// that are aligned to [`BOUNCE_ALIGN`] and blocks no larger than that.
+fn alignment(file: &File) -> Option<u32> {
+    if let Ok(found) = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN)
+        && StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::DIOALIGN)
+    {
+        let [memory, offset] = [found.stx_dio_mem_align, found.stx_dio_offset_align];
+        let fits = |n: u32| n != 0 && u64::from(n) <= BOUNCE_ALIGN;
+        return (fits(memory) && fits(offset)).then_some(offset.max(512));
+    }
+    // A kernel before 6.1, or a file system that does not tell: try.
+    let buffer = BounceRegion::new(BOUNCE_ALIGN).ok()?;
+    [512, BOUNCE_ALIGN as u32].into_iter().find(|length| {
+        let address = buffer.address(0, u64::from(*length));
+        // SAFETY: the buffer has that many bytes, and nobody else knows of it.
+        let read = unsafe { libc::pread(file.as_raw_fd(), address.cast(), *length as usize, 0) };
+        read >= 0
+    })
+}

@@ -108,8 +108,9 @@ impl OpenDisk {
             });
         }
         let system = fstatfs(&plain).map_err(|error| refused(error.into()))?;
-        let system = system.f_type as u64;
-        let direct = if IN_MEMORY.contains(&system) {
+        // Of a device this is where its node lies (devtmpfs), which says nothing.
+        let system = kind.is_file().then_some(system.f_type as u64);
+        let direct = if system.is_some_and(|system| IN_MEMORY.contains(&system)) {
             None
         } else {
             direct(&plain, file.read_only)
@@ -126,7 +127,8 @@ impl OpenDisk {
         // A first write to a block of a file changes metadata, which a host may hold in its memory.
         let sparse =
             kind.is_file() && seek(&plain, SeekFrom::Hole(0)).is_ok_and(|hole| hole < file.bytes);
-        let metadata_stays_here = shared && sparse && !OF_ONE_HOST.contains(&system);
+        let metadata_stays_here =
+            shared && sparse && system.is_some_and(|system| !OF_ONE_HOST.contains(&system));
         if metadata_stays_here && !file.read_only {
             tracing::warn!(
                 disk = %path.display(),

@@ -2,13 +2,16 @@
 //! position, with the same clock.
 
 use lockstep_logchan::writer::DraftError;
+use xxhash_rust::xxh3::xxh3_64;
 
+use super::disk::{DiskDone, DiskOp, DiskRequest, DiskStatus};
 use super::gate::OutputSink;
 use super::log::{
-    DigestMark, EndReason, Flags, LogDraft, LogWrite, MARK_BYTES_MAX, Mark, OutputMark, Sequence,
-    encode_event, encode_mark, kind,
+    DISK_HEADER_BYTES, DigestMark, DiskReadMark, EndReason, Flags, LogDraft, LogWrite,
+    MARK_BYTES_MAX, Mark, OutputMark, Sequence, disk_read_by_backup, disk_shipped, encode_mark,
+    event_layout, kind, write_event,
 };
-use super::vm::{DigestScope, Event, Output, Position, Stop, VirtualTime, Vm};
+use super::vm::{DigestScope, Event, Output, OutputKind, Position, Stop, VirtualTime, Vm};
 use crate::settings::ReplaySettings;
 
 /// When a recorder writes entries of its own accord. Times in nanoseconds.
@@ -103,6 +106,8 @@ pub struct EntryCounts {
     pub frames: u64,
     /// Random bytes came.
     pub entropy: u64,
+    /// A disk request ended.
+    pub disk: u64,
     /// The machine said something.
     pub outputs: u64,
     /// A digest.
@@ -145,6 +150,7 @@ impl Recorder {
                 clocks: 0,
                 frames: 0,
                 entropy: 0,
+                disk: 0,
                 outputs: 0,
                 digests: 0,
             },
@@ -202,17 +208,70 @@ impl Recorder {
         now: u64,
     ) -> Result<Sequence, RecordError<V::Error>> {
         let clock = self.apply_clock(vm, now)?;
-        let (kind, payload) = encode_event(event);
-        let mut draft = log.draft(payload.len()).map_err(RecordError::draft)?;
-        draft.payload_mut()[..payload.len()].copy_from_slice(payload);
+        let (kind, length) = event_layout(&event);
+        let mut draft = log.draft(length).map_err(RecordError::draft)?;
+        write_event(&event, draft.payload_mut());
         vm.apply(clock, event).map_err(RecordError::Vm)?;
         match event {
             Event::Clock => self.counts.clocks += 1,
             Event::Frame(_) => self.counts.frames += 1,
             Event::Entropy(_) => self.counts.entropy += 1,
+            Event::Disk(_) => self.counts.disk += 1,
             Event::Console(_) | Event::PowerButton => {}
         }
-        Ok(draft.commit(kind, Flags::NONE, vm.position(), clock, payload.len()))
+        Ok(draft.commit(kind, Flags::NONE, vm.position(), clock, length))
+    }
+
+    /// Records and applies the end of `request`. What a read brought is taken from its bounce buffer,
+    /// straight into the entry. `read_by_backup`: not the data goes to the log but its digest, and the
+    /// backup reads the shared disk itself; the caller keeps later writes off these blocks until the
+    /// entry is replayed ([`super::disk::Schedule::reading`]).
+    ///
+    /// # Errors
+    /// The log is full, the machine is between two positions, or it failed.
+    pub fn disk_done<V: Vm, L: LogWrite>(
+        &mut self,
+        vm: &mut V,
+        log: &mut L,
+        request: &DiskRequest,
+        status: DiskStatus,
+        read_by_backup: bool,
+        now: u64,
+    ) -> Result<Sequence, RecordError<V::Error>> {
+        let clock = self.apply_clock(vm, now)?;
+        let brings = request.op == DiskOp::Read && status == DiskStatus::Done;
+        let length = match (brings, vm.bounce()) {
+            (true, Some(region)) => request.length.min(region.bytes()),
+            _ => 0,
+        };
+        let bytes = DISK_HEADER_BYTES + usize::try_from(length).unwrap_or(usize::MAX);
+        // Room for the digest, however little was read.
+        let room = bytes.max(DISK_HEADER_BYTES + size_of::<u64>());
+        let mut draft = log.draft(room).map_err(RecordError::draft)?;
+        let payload = draft.payload_mut();
+        disk_shipped(request.id, status, payload);
+        let data = &mut payload[DISK_HEADER_BYTES..bytes];
+        if let Some(region) = vm.bounce() {
+            region.read(request.bounce, data);
+        }
+        let done = DiskDone {
+            id: request.id,
+            status,
+            data,
+        };
+        vm.apply(clock, Event::Disk(done))
+            .map_err(RecordError::Vm)?;
+        self.counts.disk += 1;
+        let length = if brings && read_by_backup && L::KEPT {
+            let mark = DiskReadMark {
+                id: request.id,
+                digest: xxh3_64(data),
+            };
+            disk_read_by_backup(mark, payload)
+        } else {
+            bytes
+        };
+        Ok(draft.commit(kind::DISK, Flags::NONE, vm.position(), clock, length))
     }
 
     /// Writes what time has made due: a clock entry when a guest timer is, or when the clock of a
@@ -327,6 +386,10 @@ impl Recorder {
             return Ok(written);
         }
         while self.take_output(vm) {
+            if let Some(output) = self.unlogged.take_if(|output| is_read(output)) {
+                sink.pass(output);
+                continue;
+            }
             let Some(output) = &self.unlogged else { break };
             if !sink.has_room(output.bytes.len()) {
                 return Err(RecordError::GateFull);
@@ -337,7 +400,8 @@ impl Recorder {
             };
             let number = self.said;
             // An acknowledgement is cumulative: one request serves all that were said here.
-            let more = self.take_output(vm);
+            // (A read has no entry; what is held behind it asks again.)
+            let more = self.take_output(vm) && !self.unlogged.as_ref().is_some_and(is_read);
             let flags = if more {
                 Flags::NONE
             } else {
@@ -360,7 +424,11 @@ impl Recorder {
     fn take_output<V: Vm>(&mut self, vm: &mut V) -> bool {
         if self.unlogged.is_none() {
             self.unlogged = vm.next_output();
-            self.said += u64::from(self.unlogged.is_some());
+            let counts = self
+                .unlogged
+                .as_ref()
+                .is_some_and(|output| !is_read(output));
+            self.said += u64::from(counts);
         }
         self.unlogged.is_some()
     }
@@ -391,6 +459,11 @@ impl Recorder {
         at_position(vm)?;
         Ok(self.clock(now).max(vm.clock()))
     }
+}
+
+/// Whether `output` is a read from a disk, which has no entry and no number.
+fn is_read(output: &Output) -> bool {
+    output.kind == OutputKind::DiskRead
 }
 
 fn at_position<V: Vm>(vm: &V) -> Result<(), RecordError<V::Error>> {

@@ -6,7 +6,8 @@
 //! - What the machine says is compared with the primary's mark of it, in order: position, kind,
 //!   length, digest. A difference is a [`Divergence`], after which this machine never goes live.
 //! - What it said is kept until the primary is known to have released it, so that going live sends
-//!   again what may never have left.
+//!   again what may never have left. Disk requests are not kept: what the machine has asked for and
+//!   not been answered it knows itself ([`Vm::disk_requests`]), and all of that is issued again.
 
 mod divergence;
 #[cfg(test)]
@@ -16,12 +17,16 @@ use std::collections::VecDeque;
 
 pub use divergence::{Divergence, OutputField, ReplayError};
 
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::disk::{DiskDone, DiskOp, DiskRequest, DiskStatus, RequestId};
 use super::gate::MAX_HELD_OUTPUTS;
 use super::log::{
-    Body, DigestMark, EndReason, Entry, EntryError, LogRead, Mark, OutputMark, Sequence, decode,
+    Body, DigestMark, DiskReadMark, EndReason, Entry, EntryError, LogRead, Mark, OutputMark,
+    Sequence, decode,
 };
 use super::shadow::ShadowRing;
-use super::vm::{Event, Output, Position, Stop, VirtualTime, Vm};
+use super::vm::{Event, Output, OutputKind, Position, Stop, VirtualTime, Vm};
 
 /// What a [`Replayer::step`] achieved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +37,15 @@ pub enum Progress {
     Running,
     /// This entry has been replayed and released.
     Replayed(Sequence),
+    /// The machine stands where a read from the shared disk ends, and the log has not its data: read
+    /// it into the request's bounce buffer, call [`Replayer::disk_read`], step on. What does not have
+    /// this XXH3-64 is to be read again, for as long as patience lasts.
+    ReadDisk {
+        /// The machine's request.
+        request: DiskRequest,
+        /// Of what the primary read.
+        digest: u64,
+    },
     /// The log ended in order. There is nothing more to do.
     Ended(EndReason),
 }
@@ -58,6 +72,9 @@ pub struct Replayer {
     released: Sequence,
     replayed: Sequence,
     clock: VirtualTime,
+    /// Of which request [`Replayer::fetched`] is what the shared disk holds.
+    fetched_for: Option<RequestId>,
+    fetched: Vec<u8>,
     ended: Option<EndReason>,
     failed: bool,
     drained: bool,
@@ -114,6 +131,8 @@ impl Replayer {
             released: last,
             replayed: last,
             clock: 0,
+            fetched_for: None,
+            fetched: Vec::new(),
             ended: None,
             failed: false,
             drained: false,
@@ -178,6 +197,34 @@ impl Replayer {
                 if let Event::Frame(frame) = event {
                     self.shadow.log_has(frame);
                 }
+                self.listen(vm);
+            }
+            Body::DiskRead(mark) => {
+                if entry.clock() < vm.clock() {
+                    return Err(Divergence::clock(&entry, vm.clock()).into());
+                }
+                let request = outstanding_read(vm, &entry, mark)?;
+                if self.fetched_for.take() != Some(mark.id) {
+                    let digest = mark.digest;
+                    return Ok(Progress::ReadDisk { request, digest });
+                }
+                let backup = xxh3_64(&self.fetched);
+                if backup != mark.digest {
+                    return Err(Divergence::DiskRead {
+                        position: entry.position(),
+                        id: mark.id,
+                        primary: mark.digest,
+                        backup,
+                    }
+                    .into());
+                }
+                let done = DiskDone {
+                    id: mark.id,
+                    status: DiskStatus::Done,
+                    data: &self.fetched,
+                };
+                vm.apply(entry.clock(), Event::Disk(done))
+                    .map_err(ReplayError::Vm)?;
                 self.listen(vm);
             }
             Body::Mark(mark) => {
@@ -254,6 +301,11 @@ impl Replayer {
     fn listen<V: Vm>(&mut self, vm: &mut V) {
         if vm.at_position() {
             while let Some(output) = vm.next_output() {
+                if output.kind == OutputKind::DiskRead {
+                    // No entry has it. The machine remembers.
+                    vm.recycle(output);
+                    continue;
+                }
                 self.said.push_back(Said {
                     position: vm.position(),
                     output,
@@ -310,7 +362,11 @@ impl Replayer {
                 .into());
             }
         }
-        self.kept.push_back((entry.sequence(), said.output));
+        if mark.kind == OutputKind::Disk {
+            vm.recycle(said.output);
+        } else {
+            self.kept.push_back((entry.sequence(), said.output));
+        }
         self.confirmed = number;
         if mark.released >= entry.sequence() {
             let (found, entry) = (mark.released, entry.sequence());
@@ -372,8 +428,22 @@ impl Replayer {
         self.kept.len()
     }
 
+    /// The shared disk's bytes for `request`, as [`Progress::ReadDisk`] asked for them, are in its bounce
+    /// buffer. The next step compares them with what the primary read; so that the caller can read once
+    /// more instead, their XXH3-64 is returned.
+    pub fn disk_read<V: Vm>(&mut self, vm: &V, request: &DiskRequest) -> u64 {
+        self.fetched.clear();
+        if let Some(region) = vm.bounce() {
+            let length = request.length.min(region.bytes());
+            self.fetched.resize(usize::try_from(length).unwrap_or(0), 0);
+            region.read(request.bounce, &mut self.fetched);
+        }
+        self.fetched_for = Some(request.id);
+        xxh3_64(&self.fetched)
+    }
+
     /// The machine becomes the only one. To be called once the log is drained and the arbiter has
-    /// decided; the caller sends [`GoLive::resend`] and runs on through a
+    /// decided; the caller sends [`GoLive::resend`], issues [`Vm::disk_requests`] and runs on through a
     /// [`crate::ft::recorder::Recorder`].
     ///
     /// # Errors
@@ -395,6 +465,8 @@ impl Replayer {
         // What was said at the last position without a mark never left the primary either.
         let said = self.confirmed + self.said.len() as u64;
         let unmarked = self.said.drain(..).map(|said| said.output);
+        // The machine remembers its disk requests itself.
+        let unmarked = unmarked.filter(|output| output.kind != OutputKind::Disk);
         let kept = self.kept.drain(..).map(|(_, output)| output);
         let resend = kept.chain(unmarked).collect();
         Ok(GoLive {
@@ -404,6 +476,20 @@ impl Replayer {
             replayed: self.replayed,
         })
     }
+}
+
+/// The read that `mark` says has ended.
+fn outstanding_read<V: Vm>(
+    vm: &V,
+    entry: &Entry<'_>,
+    mark: DiskReadMark,
+) -> Result<DiskRequest, Divergence> {
+    let mut requests = vm.disk_requests().into_iter();
+    let request = requests.find(|request| request.id == mark.id && request.op == DiskOp::Read);
+    request.ok_or(Divergence::NoSuchRead {
+        position: entry.position(),
+        id: mark.id,
+    })
 }
 
 fn compare_digest<V: Vm>(

@@ -145,6 +145,7 @@ impl Vm for Dice {
         let bytes = match event {
             Event::Clock => return Ok(()),
             Event::Frame(bytes) | Event::Console(bytes) | Event::Entropy(bytes) => bytes,
+            Event::Disk(_) => panic!("this machine has no disk"),
             Event::PowerButton => {
                 self.say(OutputKind::PowerOff, 0);
                 &[]

@@ -2,6 +2,9 @@
 //! what came out, and be comparable. [`crate::machine::Machine`] is one; the simulator has a small
 //! model of its own, so that the roles in this module are driven by both.
 
+pub use super::disk::DiskDone;
+use super::disk::DiskRequest;
+use crate::machine::bounce::BounceRegion;
 pub use crate::machine::engine::{Position, Stop};
 
 /// Virtual time: nanoseconds since the VM's start.
@@ -23,6 +26,8 @@ pub enum Event<'a> {
     PowerButton,
     /// Random bytes for the guest's entropy source, which asked for them ([`Vm::entropy_wanted`]).
     Entropy(&'a [u8]),
+    /// A disk request ended ([`Vm::disk_requests`]).
+    Disk(DiskDone<'a>),
 }
 
 /// What kind of thing the machine said.
@@ -35,6 +40,11 @@ pub enum OutputKind {
     Console = 2,
     /// The machine powered itself off.
     PowerOff = 3,
+    /// It reads from a disk: the bytes are a [`DiskRequest`] in its wire form. The world cannot see
+    /// it, so it is never held, and gets no entry.
+    DiskRead = 4,
+    /// It writes to a disk, or asks that writes last: as [`OutputKind::DiskRead`], but held.
+    Disk = 5,
 }
 
 /// Something the machine said to the world; held until its entry is acknowledged.
@@ -42,7 +52,7 @@ pub enum OutputKind {
 pub struct Output {
     /// What it is.
     pub kind: OutputKind,
-    /// The frame or the console bytes, in a buffer that goes back by [`Vm::recycle`].
+    /// The frame, the console bytes, the disk request, in a buffer that goes back by [`Vm::recycle`].
     pub bytes: Vec<u8>,
 }
 
@@ -90,6 +100,16 @@ pub trait Vm {
     /// [`Event::Entropy`]. A function of the state here, as all others.
     fn entropy_wanted(&self) -> usize {
         0
+    }
+    /// The disk requests that it has made and not been answered, in order of their numbers. A function
+    /// of the state here: what a machine that goes live has to issue again.
+    fn disk_requests(&self) -> Vec<DiskRequest> {
+        Vec::new()
+    }
+    /// Where the data of disk requests lies, if the machine has disks. That of a write is there until
+    /// the request's end is applied; that of a read need not be: it comes with the event.
+    fn bounce(&self) -> Option<&BounceRegion> {
+        None
     }
     /// Executes until `until` at the latest; returns early when an output is ready.
     ///

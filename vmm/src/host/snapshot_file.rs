@@ -41,7 +41,7 @@ use crate::machine::{Machine, MachineConfig, MachineError, MachineState};
 /// How every snapshot begins.
 pub const MAGIC: [u8; 8] = *b"LSTEPVMS";
 /// Version of the format.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Bytes copied and digested at a time.
 const CHUNK: usize = 256 << 10;
 /// What the snapshot's digest covers of the header.

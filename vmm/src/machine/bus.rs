@@ -11,6 +11,7 @@
 //! | 0x608 to 0x60b | ACPI timer (reads only) | |
 //! | memory 0xd0000000, 4 KiB | network interface | 5, 16 |
 //! | memory 0xd0001000, 4 KiB | source of entropy | none, 17 |
+//! | memory 0xd0002000, 4 KiB each | up to four disks | 10, 11, 12, 14; 18 to 21 |
 //! | memory 0xfec00000, 4 KiB | I/O APIC | |
 //! | memory 0xfee00000, 4 KiB; IA32_TSC_DEADLINE | local APIC | |
 //!
@@ -40,9 +41,11 @@ use super::devices::uart::Uart;
 use super::devices::virtio_mmio::VIRTIO_MMIO_BYTES;
 use super::devices::virtio_net::{NetState, VirtioNet};
 use super::devices::virtio_rng::{EntropyState, VirtioRng};
+use super::disks::{DiskDoneError, Disks, DisksState};
 use super::engine::{EngineKind, Position};
 use super::memory::{GuestRam, WrittenRanges};
 use super::outputs::Outputs;
+use crate::ft::disk::DiskDone;
 use crate::ft::vm::{OutputKind, VirtualTime};
 
 /// First port of the serial console.
@@ -51,6 +54,12 @@ pub const UART_PORT: u16 = 0x3f8;
 pub const NETWORK_BASE: u64 = 0xd000_0000;
 /// Guest-physical address of the entropy source's registers.
 pub const ENTROPY_BASE: u64 = NETWORK_BASE + VIRTIO_MMIO_BYTES;
+
+/// Guest-physical address of the registers of disk `disk`.
+#[must_use]
+pub const fn disk_base(disk: usize) -> u64 {
+    ENTROPY_BASE + VIRTIO_MMIO_BYTES * (1 + disk as u64)
+}
 
 /// An access that the guest made, for error messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,6 +143,7 @@ pub struct MachineBus {
     console: Console,
     nic: Option<VirtioNet>,
     entropy: VirtioRng,
+    disks: Option<Disks>,
     power_off: Option<PowerOffReason>,
     outputs: Outputs,
     written: WrittenRanges,
@@ -154,13 +164,19 @@ pub struct BusState {
     console: Console,
     nic: Option<NetState>,
     entropy: EntropyState,
+    #[serde(default)]
+    disks: Option<DisksState>,
     power_off: Option<PowerOffReason>,
 }
 
 impl MachineBus {
     /// The devices that `config` names, after reset, at time 0.
-    pub fn new(config: &MachineConfig, ram: GuestRam) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// The host lacks memory for the disks' bounce buffers.
+    pub fn new(config: &MachineConfig, ram: GuestRam) -> std::io::Result<Self> {
+        Ok(Self {
+            disks: Disks::new(config)?,
             ram,
             clock: VirtualClock::new(config.engine),
             interrupts: Interrupts::default(),
@@ -177,7 +193,7 @@ impl MachineBus {
             timer_changed: false,
             last_access: None,
             access_to_nothing: None,
-        }
+        })
     }
 
     /// Hashes every device's state and the time at `position`, in this order. Outputs are not state:
@@ -192,6 +208,7 @@ impl MachineBus {
         self.console.hash(hasher);
         self.nic.hash(hasher);
         self.entropy.hash(hasher);
+        self.disks.hash(hasher);
         self.power_off.hash(hasher);
     }
 
@@ -276,6 +293,37 @@ impl MachineBus {
         self.interrupts.set_line(Line::Entropy, self.entropy.line());
     }
 
+    /// The disks, if there are any.
+    pub fn disks(&self) -> Option<&Disks> {
+        self.disks.as_ref()
+    }
+
+    /// A disk request has ended.
+    ///
+    /// # Errors
+    /// There is no such request, or not with this data.
+    pub fn disk_done(&mut self, done: &DiskDone<'_>) -> Result<(), DiskDoneError> {
+        let Some(disks) = &mut self.disks else {
+            return Err(DiskDoneError::Unknown { id: done.id });
+        };
+        disks.done(
+            done,
+            self.ram.accessor(),
+            &mut self.outputs,
+            &mut self.written,
+        )?;
+        self.drive_disk_lines();
+        Ok(())
+    }
+
+    fn drive_disk_lines(&mut self) {
+        if let Some(disks) = &self.disks {
+            for (number, high) in (0..).zip(disks.lines()) {
+                self.interrupts.set_line(Line::Disk(number), high);
+            }
+        }
+    }
+
     /// Switches the machine off for good: console bytes that wait, then the power-off, are said.
     pub fn power_off(&mut self, reason: PowerOffReason) {
         if self.power_off.is_none() {
@@ -332,9 +380,9 @@ impl MachineBus {
         self.uart.lost()
     }
 
-    /// The state of all devices and the clock.
-    pub fn save(&self) -> BusState {
-        BusState {
+    /// The state of all devices and the clock; nothing while disk requests are outstanding.
+    pub fn save(&self) -> Option<BusState> {
+        Some(BusState {
             clock: self.clock.clone(),
             interrupts: self.interrupts.clone(),
             pit: self.pit.clone(),
@@ -344,8 +392,12 @@ impl MachineBus {
             console: self.console.clone(),
             nic: self.nic.as_ref().map(VirtioNet::save),
             entropy: self.entropy.save(),
+            disks: match &self.disks {
+                Some(disks) => Some(disks.save()?),
+                None => None,
+            },
             power_off: self.power_off,
-        }
+        })
     }
 
     /// Puts back what [`MachineBus::save`] returned at `position`, over the same memory. Time goes on
@@ -374,6 +426,11 @@ impl MachineBus {
             (Some(nic), Some(saved)) => nic.restore(saved, self.ram.accessor())?,
             (None, None) => {}
             _ => return Err(DamagedState("network interface: there or not")),
+        }
+        match (&mut self.disks, &state.disks) {
+            (Some(disks), Some(saved)) => disks.restore(saved, self.ram.accessor())?,
+            (None, None) => {}
+            _ => return Err(DamagedState("disks: there or not")),
         }
         self.clock = state.clock.on(engine, position);
         self.interrupts = state.interrupts.clone();
@@ -441,7 +498,14 @@ impl MachineBus {
             (Registers::Entropy, ENTROPY_BASE, VIRTIO_MMIO_BYTES),
         ]
         .into_iter()
-        .find_map(|(device, base, bytes)| Some((device, within(base, bytes)?)))?;
+        .find_map(|(device, base, bytes)| Some((device, within(base, bytes)?)));
+        let disks = self.disks.as_ref().map_or(0, Disks::count);
+        let found = found.or_else(|| {
+            (0..disks).find_map(|disk| {
+                let offset = within(disk_base(disk), VIRTIO_MMIO_BYTES)?;
+                Some((Registers::Disk(disk), offset))
+            })
+        })?;
         (found.0 != Registers::Network || self.nic.is_some()).then_some(found)
     }
 
@@ -463,6 +527,7 @@ enum Registers {
     IoApic,
     Network,
     Entropy,
+    Disk(usize),
 }
 
 /// Reads a register of an APIC: 32 bits wide, and other accesses are undefined (SDM vol. 3A, 10.4.1):
@@ -526,6 +591,11 @@ impl Bus for MachineBus {
                 read_aligned(offset, data, |offset| self.interrupts.read_ioapic(offset));
             }
             (Some((Registers::Entropy, offset)), _) => self.entropy.read(offset, data),
+            (Some((Registers::Disk(disk), offset)), _) => {
+                if let Some(disks) = &mut self.disks {
+                    disks.read(disk, offset, data);
+                }
+            }
             (Some((Registers::Network, offset)), Some(nic)) => nic.read(offset, data),
             _ => {
                 data.fill(0xff);
@@ -556,6 +626,13 @@ impl Bus for MachineBus {
             (Some((Registers::Entropy, offset)), _) => {
                 self.entropy.write(offset, data, memory);
                 self.interrupts.set_line(Line::Entropy, self.entropy.line());
+            }
+            (Some((Registers::Disk(disk), offset)), _) => {
+                if let Some(disks) = &mut self.disks {
+                    let (outputs, written) = (&mut self.outputs, &mut self.written);
+                    disks.write(disk, offset, data, memory, outputs, written);
+                }
+                self.drive_disk_lines();
             }
             (Some((Registers::Network, offset)), Some(nic)) => {
                 nic.write(offset, data, memory, &mut self.outputs, &mut self.written);

@@ -4,6 +4,7 @@ use super::boot::BootError;
 use super::bus::Access;
 use super::config::ConfigError;
 use super::devices::DamagedState;
+use super::disks::DiskDoneError;
 use super::engine::{EngineError, Position};
 use super::memory::MemoryError;
 
@@ -51,6 +52,23 @@ pub enum MachineError {
     /// Outputs that nobody took would be lost.
     #[error("outputs wait to be taken; take them before the state is saved")]
     OutputsWait,
+    /// Requests whose end would be lost.
+    #[error(
+        "{0} disk requests are outstanding; let them end, and the guest make no further ones, before the \
+         state is saved"
+    )]
+    DiskRequestsOutstanding(usize),
+    /// An end of a disk request that cannot be.
+    #[error(transparent)]
+    DiskDone(#[from] DiskDoneError),
+    /// Memory for the disks' bounce buffers.
+    #[error("the host cannot map {bytes} bytes for bounce buffers of disks: {source}")]
+    BounceMemory {
+        /// Bytes asked for.
+        bytes: u64,
+        /// The host's answer.
+        source: std::io::Error,
+    },
     /// A saved state.
     #[error(transparent)]
     DamagedState(#[from] DamagedState),

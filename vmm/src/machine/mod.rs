@@ -11,24 +11,29 @@ pub mod config;
 pub mod console;
 pub mod devices;
 mod digest;
+pub mod disks;
 pub mod engine;
 mod error;
 pub mod memory;
 pub mod outputs;
 mod snapshot;
 
-pub use config::{ConfigError, MachineConfig};
+pub use config::{ConfigError, DiskSpec, MachineConfig};
 pub use devices::power::PowerOffReason;
+pub use devices::virtio_blk::DiskCounters;
 pub use devices::virtio_net::NetCounters;
 pub use error::MachineError;
 pub use snapshot::MachineState;
 
 use self::boot::ImageKind;
+use self::bounce::BounceRegion;
 use self::bus::MachineBus;
+use self::disks::Disks;
 use self::engine::kvm::KvmEngine;
 use self::engine::soft::SoftEngine;
 use self::engine::{Engine, EngineKind, Kicker, Position, Stop};
 use self::memory::{GuestRam, MemoryError};
+use crate::ft::disk::DiskRequest;
 use crate::ft::vm::{DigestScope, Event, Output, StateDigest, VirtualTime, Vm};
 
 /// RFLAGS.IF: maskable interrupts are accepted.
@@ -53,6 +58,8 @@ pub struct MachineCounters {
     pub net: NetCounters,
     /// Console bytes dropped because the guest did not read.
     pub console_lost: u64,
+    /// Requests of all disks together; zeros without disks.
+    pub disks: DiskCounters,
 }
 
 impl Machine {
@@ -78,7 +85,7 @@ impl Machine {
         let kind = boot::image_kind(kernel).unwrap_or(ImageKind::Bare);
         let command_line = config.full_command_line(kind);
         let entry = boot::load(&machine.ram, kernel, initrd, &command_line)?;
-        boot::acpi::write(&machine.ram, config.nic)?;
+        boot::acpi::write(&machine.ram, config.nic, config.disks.len())?;
         machine.engine.set_state(&entry)?;
         Ok(machine)
     }
@@ -91,9 +98,13 @@ impl Machine {
             EngineKind::Soft => Box::new(SoftEngine::new(ram.accessor().clone())),
             EngineKind::Kvm => Box::new(KvmEngine::new(ram.accessor().clone())?),
         };
+        let bus = MachineBus::new(config, ram.clone());
         Ok(Self {
             config: config.clone(),
-            bus: MachineBus::new(config, ram.clone()),
+            bus: bus.map_err(|source| MachineError::BounceMemory {
+                bytes: config.bounce_bytes,
+                source,
+            })?,
             ram,
             engine,
             failed: false,
@@ -115,6 +126,7 @@ impl Machine {
         MachineCounters {
             net: self.bus.nic().map(|nic| nic.counters()).unwrap_or_default(),
             console_lost: self.bus.console_lost(),
+            disks: self.bus.disks().map(Disks::counters).unwrap_or_default(),
         }
     }
 
@@ -123,20 +135,28 @@ impl Machine {
         self.engine.kicker()
     }
 
-    /// The state here, without memory. All outputs must have been taken.
+    /// The state here, without memory. All outputs must have been taken, and all disk requests have
+    /// ended: what they come to is not known yet.
     ///
     /// # Errors
-    /// Not at a position, outputs wait, or the engine cannot export its state here.
+    /// Not at a position, outputs wait, disk requests are outstanding, or the engine cannot export its
+    /// state here.
     pub fn save(&mut self) -> Result<MachineState, MachineError> {
         self.require_position()?;
         if self.bus.output_waits() {
             return Err(MachineError::OutputsWait);
         }
+        let outstanding = self
+            .bus
+            .disks()
+            .map_or(0, |disks| disks.outstanding().len());
+        let bus = self.bus.save();
+        let bus = bus.ok_or(MachineError::DiskRequestsOutstanding(outstanding))?;
         Ok(MachineState {
             config: self.config.clone(),
             position: self.engine.position(),
             cpu: self.engine.state()?,
-            bus: self.bus.save(),
+            bus,
         })
     }
 
@@ -263,6 +283,15 @@ impl Vm for Machine {
         self.bus.entropy_wanted()
     }
 
+    fn disk_requests(&self) -> Vec<DiskRequest> {
+        let disks = self.bus.disks();
+        disks.map_or_else(Vec::new, |disks| disks.outstanding().collect())
+    }
+
+    fn bounce(&self) -> Option<&BounceRegion> {
+        self.bus.disks().map(Disks::region)
+    }
+
     /// Returns [`Stop::Halted`] for ever once the machine is off.
     fn run(&mut self, until: Position) -> Result<Stop, MachineError> {
         if self.failed {
@@ -283,6 +312,7 @@ impl Vm for Machine {
             Event::Console(bytes) => self.bus.receive_console(bytes),
             Event::PowerButton => self.bus.power_off(PowerOffReason::PowerButton),
             Event::Entropy(bytes) => self.bus.receive_entropy(bytes),
+            Event::Disk(done) => self.bus.disk_done(&done)?,
         }
         self.report_written();
         Ok(())

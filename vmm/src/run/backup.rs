@@ -200,6 +200,11 @@ impl<V: Vm> Following<V> {
                     break;
                 }
                 Ok(Progress::Replayed(_)) => any = true,
+                Ok(Progress::ReadDisk { request, .. }) => {
+                    let why = format!("the backup has no disk to do read {} from", request.id);
+                    self.role.refuse(why);
+                    break;
+                }
                 Ok(Progress::Ended(reason)) => {
                     self.role.ended(reason);
                     break;

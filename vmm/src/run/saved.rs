@@ -8,6 +8,7 @@ use lockstep_logchan::protocol::Role;
 use lockstep_logchan::protocol::hello::Hello;
 
 use super::{RunError, VmSpec, pair};
+use crate::ft::disk::RequestId;
 use crate::ft::log::{EndReason, LogBytes};
 use crate::ft::replayer::{Progress, Replayer};
 use crate::ft::vm::{DigestScope, Position, StateDigest, VirtualTime, Vm};
@@ -26,6 +27,18 @@ pub struct ReplayReport {
     pub entries: u64,
     /// How the log ends; nothing where it was cut off, as by a failover.
     pub end: Option<String>,
+}
+
+/// The log was written with `--backup-reads`: what reads brought is not in it, and the disk that it came
+/// from has been written since.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the data of read {id} from disk {disk} is not in the log, for the backup read the shared disk itself; \
+     save logs of a pair that runs without --backup-reads"
+)]
+struct NotInLog {
+    id: RequestId,
+    disk: u8,
 }
 
 pub(super) fn create(path: &Path, hello: &Hello) -> Result<LogFileWriter, RunError> {
@@ -53,6 +66,12 @@ pub fn replay(vm: &VmSpec, path: &Path) -> Result<ReplayReport, RunError> {
             Ok(Progress::Ended(EndReason::PoweredOff)) => break Some("powered-off".to_owned()),
             Ok(Progress::Ended(EndReason::Stopped)) => break Some("stopped".to_owned()),
             Ok(Progress::Idle) => break None,
+            Ok(Progress::ReadDisk { request, .. }) => {
+                return Err(failed(Box::new(NotInLog {
+                    id: request.id,
+                    disk: request.disk,
+                })));
+            }
             Err(error) => return Err(failed(Box::new(error))),
         }
     };

@@ -83,7 +83,8 @@ impl World {
                     .write_all(&output.bytes)
                     .and_then(|()| self.console.flush());
             }
-            OutputKind::PowerOff => {}
+            // Disk requests go another way: [`super::live`].
+            OutputKind::PowerOff | OutputKind::DiskRead | OutputKind::Disk => {}
         }
     }
 

@@ -9,5 +9,9 @@
 //! function of its state, so the side that goes live knows exactly what to issue again.
 
 mod request;
+mod schedule;
+mod wire;
 
 pub use request::{DiskDone, DiskOp, DiskRequest, DiskStatus, RequestId};
+pub use schedule::{Finished, Schedule};
+pub use wire::{REQUEST_WIRE_BYTES, RequestWireError};

@@ -11,7 +11,11 @@ mod payload;
 pub use access::{LogBytes, LogDraft, LogRead, LogWrite, Unlogged};
 pub use lockstep_logchan::entry::{Entry, EntryError, Flags, Sequence};
 pub use lockstep_logchan::writer::DraftError;
-pub use payload::{DigestMark, EndReason, MARK_BYTES_MAX, OutputMark, PayloadError};
+pub use payload::{
+    DISK_HEADER_BYTES, DigestMark, DiskReadMark, EndReason, MARK_BYTES_MAX, OutputMark,
+    PayloadError,
+};
+pub(crate) use payload::{disk_read_by_backup, disk_shipped};
 
 use crate::ft::vm::Event;
 
@@ -27,6 +31,9 @@ pub mod kind {
     pub const POWER_BUTTON: u16 = 0x004;
     /// [`super::Event::Entropy`]; the payload is the bytes.
     pub const ENTROPY: u16 = 0x005;
+    /// [`super::Event::Disk`]: a header of 16 bytes (number u64, status u8, flags u8, zeros), then what
+    /// a read brought; with flag 1 only its XXH3-64 ([`super::Body::DiskRead`]).
+    pub const DISK: u16 = 0x006;
     /// [`super::Mark::Output`].
     pub const OUTPUT: u16 = 0x100;
     /// [`super::Mark::Digest`].
@@ -51,6 +58,9 @@ pub enum Mark {
 pub enum Body<'a> {
     /// Apply this.
     Event(Event<'a>),
+    /// A disk read has ended well, and the backup gets the data from the shared disk itself: then
+    /// apply [`Event::Disk`] with it.
+    DiskRead(DiskReadMark),
     /// Compare with this.
     Mark(Mark),
 }
@@ -68,6 +78,7 @@ pub fn decode(kind: u16, payload: &[u8]) -> Result<Body<'_>, PayloadError> {
             payload::empty(kind, payload).map(|()| Body::Event(Event::PowerButton))
         }
         kind::ENTROPY => payload::entropy(payload).map(|bytes| Body::Event(Event::Entropy(bytes))),
+        kind::DISK => payload::disk(payload),
         kind::OUTPUT => payload::output(payload).map(|mark| Body::Mark(Mark::Output(mark))),
         kind::DIGEST => payload::digest(payload).map(|mark| Body::Mark(Mark::Digest(mark))),
         kind::END => payload::end(payload).map(|reason| Body::Mark(Mark::End(reason))),
@@ -85,13 +96,29 @@ pub(crate) fn encode_mark(mark: &Mark, payload: &mut [u8]) -> (u16, usize) {
     }
 }
 
-/// The kind and payload of an event.
-pub(crate) fn encode_event<'a>(event: Event<'a>) -> (u16, &'a [u8]) {
+/// The kind of an event, and how many bytes its payload has.
+pub(crate) const fn event_layout(event: &Event<'_>) -> (u16, usize) {
     match event {
-        Event::Clock => (kind::CLOCK, &[]),
-        Event::Frame(frame) => (kind::FRAME, frame),
-        Event::Console(bytes) => (kind::CONSOLE, bytes),
-        Event::PowerButton => (kind::POWER_BUTTON, &[]),
-        Event::Entropy(bytes) => (kind::ENTROPY, bytes),
+        Event::Clock => (kind::CLOCK, 0),
+        Event::Frame(bytes) => (kind::FRAME, bytes.len()),
+        Event::Console(bytes) => (kind::CONSOLE, bytes.len()),
+        Event::PowerButton => (kind::POWER_BUTTON, 0),
+        Event::Entropy(bytes) => (kind::ENTROPY, bytes.len()),
+        Event::Disk(done) => (kind::DISK, DISK_HEADER_BYTES + done.data.len()),
+    }
+}
+
+/// Writes an event's payload to the start of `payload`, which has room for it.
+pub(crate) fn write_event(event: &Event<'_>, payload: &mut [u8]) {
+    match event {
+        Event::Clock | Event::PowerButton => {}
+        Event::Frame(bytes) | Event::Console(bytes) | Event::Entropy(bytes) => {
+            payload[..bytes.len()].copy_from_slice(bytes);
+        }
+        Event::Disk(done) => {
+            let (header, data) = payload.split_at_mut(DISK_HEADER_BYTES);
+            disk_shipped(done.id, done.status, header);
+            data[..done.data.len()].copy_from_slice(done.data);
+        }
     }
 }

@@ -4,8 +4,9 @@ use xxhash_rust::xxh3::xxh3_64;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{Sequence, kind};
-use crate::ft::vm::{DigestScope, ENTROPY_LIMIT, Output, OutputKind, StateDigest};
+use super::{Body, Sequence, kind};
+use crate::ft::disk::{DiskDone, DiskStatus, RequestId};
+use crate::ft::vm::{DigestScope, ENTROPY_LIMIT, Event, Output, OutputKind, StateDigest};
 
 /// Longest payload of a mark, in bytes.
 pub const MARK_BYTES_MAX: usize = 32;
@@ -50,7 +51,7 @@ pub enum PayloadError {
 pub struct OutputMark {
     /// Running number of the output, from 1 since the VM's start.
     pub number: u64,
-    /// Frame, console bytes or power-off.
+    /// Any but a read from a disk, which is not held.
     pub kind: OutputKind,
     /// Length in bytes.
     pub length: u32,
@@ -82,6 +83,15 @@ pub struct DigestMark {
     pub scope: DigestScope,
     /// The primary's value.
     pub digest: StateDigest,
+}
+
+/// A read from a shared disk that has ended well, and whose data the backup reads itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskReadMark {
+    /// The request's number.
+    pub id: RequestId,
+    /// XXH3-64 of what the primary read.
+    pub digest: u64,
 }
 
 /// Why a log ended in order.
@@ -118,6 +128,22 @@ struct DigestPayload {
     reserved: U32,
 }
 
+/// Of a disk request's end; data, or its digest, follow.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct DiskHeader {
+    id: U64,
+    status: u8,
+    flags: u8,
+    reserved: [u8; 6],
+}
+
+/// Bytes before the data of a disk request's end.
+pub const DISK_HEADER_BYTES: usize = size_of::<DiskHeader>();
+
+/// [`DiskHeader::flags`]: instead of the data, its digest follows.
+const READ_BY_BACKUP: u8 = 1;
+
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct EndPayload {
@@ -129,6 +155,7 @@ const _: () = {
     assert!(size_of::<OutputPayload>() == 32);
     assert!(size_of::<DigestPayload>() == 32);
     assert!(size_of::<EndPayload>() == 8);
+    assert!(DISK_HEADER_BYTES == 16);
     assert!(size_of::<OutputPayload>() <= MARK_BYTES_MAX);
     assert!(size_of::<DigestPayload>() <= MARK_BYTES_MAX);
 };
@@ -157,13 +184,86 @@ pub(super) fn entropy(payload: &[u8]) -> Result<&[u8], PayloadError> {
     }
 }
 
+pub(super) fn disk(payload: &[u8]) -> Result<Body<'_>, PayloadError> {
+    let size = |expected| PayloadError::Size {
+        kind: kind::DISK,
+        found: payload.len(),
+        expected,
+    };
+    let Ok((raw, data)) = DiskHeader::ref_from_prefix(payload) else {
+        return Err(size(DISK_HEADER_BYTES));
+    };
+    let id = raw.id.get();
+    if id == 0 {
+        return Err(field(kind::DISK, "id", id, "1 or more"));
+    }
+    let status = match raw.status {
+        0 => DiskStatus::Done,
+        1 => DiskStatus::Failed,
+        2 => DiskStatus::Unsupported,
+        found => return Err(field(kind::DISK, "status", found.into(), "0, 1 or 2")),
+    };
+    let [a, b, c, d, e, f] = raw.reserved;
+    let found = u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
+    if found != 0 {
+        return Err(field(kind::DISK, "reserved", found, "0"));
+    }
+    match (raw.flags, status) {
+        (0, DiskStatus::Done) => {}
+        (0, _) if data.is_empty() => {}
+        (0, _) => return Err(size(DISK_HEADER_BYTES)),
+        (READ_BY_BACKUP, DiskStatus::Done) => {
+            let digest = data.try_into().map(u64::from_le_bytes);
+            let digest = digest.map_err(|_| size(DISK_HEADER_BYTES + size_of::<u64>()))?;
+            return Ok(Body::DiskRead(DiskReadMark { id, digest }));
+        }
+        (found, DiskStatus::Done) => {
+            return Err(field(kind::DISK, "flags", found.into(), "0 or 1"));
+        }
+        (found, _) => return Err(field(kind::DISK, "flags", found.into(), "0")),
+    }
+    Ok(Body::Event(Event::Disk(DiskDone { id, status, data })))
+}
+
+/// Writes the header of a disk request's end whose data, if there is any, follows.
+pub(crate) fn disk_shipped(id: RequestId, status: DiskStatus, header: &mut [u8]) {
+    put_disk_header(id, status, 0, header);
+}
+
+/// Writes the payload of a read whose data the backup reads itself; returns its length.
+pub(crate) fn disk_read_by_backup(mark: DiskReadMark, payload: &mut [u8]) -> usize {
+    put_disk_header(mark.id, DiskStatus::Done, READ_BY_BACKUP, payload);
+    put(
+        &mark.digest.to_le_bytes(),
+        &mut payload[DISK_HEADER_BYTES..],
+    ) + DISK_HEADER_BYTES
+}
+
+fn put_disk_header(id: RequestId, status: DiskStatus, flags: u8, payload: &mut [u8]) {
+    let raw = DiskHeader {
+        id: U64::new(id),
+        status: status as u8,
+        flags,
+        reserved: [0; 6],
+    };
+    put(raw.as_bytes(), payload);
+}
+
 pub(super) fn output(payload: &[u8]) -> Result<OutputMark, PayloadError> {
     let raw: &OutputPayload = layout(kind::OUTPUT, payload)?;
     let kind = match raw.kind {
         1 => OutputKind::Frame,
         2 => OutputKind::Console,
         3 => OutputKind::PowerOff,
-        found => return Err(field(kind::OUTPUT, "kind", u64::from(found), "1, 2 or 3")),
+        5 => OutputKind::Disk,
+        found => {
+            return Err(field(
+                kind::OUTPUT,
+                "kind",
+                u64::from(found),
+                "1, 2, 3 or 5",
+            ));
+        }
     };
     let [low, middle, high] = raw.reserved;
     reserved(kind::OUTPUT, u32::from_le_bytes([low, middle, high, 0]))?;
@@ -277,14 +377,15 @@ const fn field(kind: u16, field: &'static str, found: u64, expected: &'static st
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::{Body, Mark, decode, encode_mark};
+    use super::super::{Body, Mark, decode, encode_mark, event_layout, write_event};
     use super::*;
 
     fn marks() -> impl Strategy<Value = Mark> {
         let kind = prop_oneof![
             Just(OutputKind::Frame),
             Just(OutputKind::Console),
-            Just(OutputKind::PowerOff)
+            Just(OutputKind::PowerOff),
+            Just(OutputKind::Disk)
         ];
         let output = (
             1u64..,
@@ -333,10 +434,54 @@ mod tests {
             kind in prop_oneof![0u16..8, 0xfe_u16..0x106, any::<u16>()],
             payload in proptest::collection::vec(prop_oneof![3 => 0u8..4, 1 => any::<u8>()], 0..40),
         ) {
-            if let Ok(Body::Mark(mark)) = decode(kind, &payload) {
-                let mut again = [0; MARK_BYTES_MAX];
-                let (found, length) = encode_mark(&mark, &mut again);
-                prop_assert_eq!((found, &again[..length]), (kind, &payload[..]));
+            let mut again = [0; 64];
+            match decode(kind, &payload) {
+                Ok(Body::Mark(mark)) => {
+                    let (found, length) = encode_mark(&mark, &mut again);
+                    prop_assert_eq!((found, &again[..length]), (kind, &payload[..]));
+                }
+                Ok(Body::DiskRead(mark)) => {
+                    let length = disk_read_by_backup(mark, &mut again);
+                    prop_assert_eq!(&again[..length], &payload[..]);
+                }
+                Ok(Body::Event(event)) => {
+                    let (found, length) = event_layout(&event);
+                    write_event(&event, &mut again);
+                    prop_assert_eq!((found, &again[..length]), (kind, &payload[..]));
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    proptest! {
+        /// The end of a disk request: as above, where chance would seldom find one.
+        #[test]
+        fn a_disk_payload_is_refused_or_canonical(
+            id in 0u64..3, status in 0u8..4, flags in 0u8..3, reserved in 0u8..2,
+            data in proptest::collection::vec(any::<u8>(), 0..12),
+        ) {
+            let mut payload = [&id.to_le_bytes()[..], &[status, flags, 0, 0, 0, 0, 0, reserved]].concat();
+            payload.extend(&data);
+            let mut again = [0; 64];
+            let sound = id > 0 && status < 3 && reserved == 0;
+            match decode(kind::DISK, &payload) {
+                Ok(Body::Event(event @ Event::Disk(done))) => {
+                    prop_assert!(sound && flags == 0);
+                    prop_assert!(status == 0 || done.data.is_empty());
+                    write_event(&event, &mut again);
+                    prop_assert_eq!(&again[..event_layout(&event).1], &payload[..]);
+                }
+                Ok(Body::DiskRead(mark)) => {
+                    prop_assert!(sound && flags == 1 && status == 0);
+                    let length = disk_read_by_backup(mark, &mut again);
+                    prop_assert_eq!(&again[..length], &payload[..]);
+                }
+                Ok(other) => prop_assert!(false, "{:?}", other),
+                Err(_) => prop_assert!(
+                    !sound || flags == 2 || (flags == 1 && (status != 0 || data.len() != 8))
+                        || (status != 0 && !data.is_empty())
+                ),
             }
         }
     }
@@ -349,7 +494,7 @@ mod tests {
         let error = decode(kind::OUTPUT, &payload).unwrap_err().to_string();
         assert_eq!(
             error,
-            "field `kind` of entry kind 0x0100 holds 0x9, expected 1, 2 or 3"
+            "field `kind` of entry kind 0x0100 holds 0x9, expected 1, 2, 3 or 5"
         );
         let error = decode(kind::CLOCK, &[0]).unwrap_err().to_string();
         assert_eq!(

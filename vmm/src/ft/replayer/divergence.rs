@@ -1,6 +1,7 @@
 //! How a backup finds that it is not the primary's equal.
 
 use super::{Entry, EntryError};
+use crate::ft::disk::RequestId;
 use crate::ft::log::{PayloadError, Sequence};
 use crate::ft::vm::{OutputKind, Position, StateDigest, VirtualTime};
 
@@ -116,6 +117,32 @@ pub enum Divergence {
         found: usize,
         /// How many may be.
         expected: usize,
+    },
+    /// The primary read from a disk where the backup does not.
+    #[error(
+        "at position {position} the primary's read {id} from a disk ended, and the backup has no such read \
+         outstanding"
+    )]
+    NoSuchRead {
+        /// Of both.
+        position: Position,
+        /// The request's number.
+        id: RequestId,
+    },
+    /// The shared disk does not hold what the primary read from it.
+    #[error(
+        "at position {position} disk read {id} brought data with XXH3 {primary:#018x} to the primary, and \
+         {backup:#018x} to the backup: the two read different disks, or somebody else writes to theirs"
+    )]
+    DiskRead {
+        /// Of both.
+        position: Position,
+        /// The request's number.
+        id: RequestId,
+        /// Digest of the primary's data.
+        primary: u64,
+        /// Of the backup's.
+        backup: u64,
     },
     /// Registers, devices or memory differ.
     #[error("state differs at position {position}: primary {primary:x?}, backup {backup:x?}")]

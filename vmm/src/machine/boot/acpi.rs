@@ -22,7 +22,7 @@ use acpi_tables::{Aml, AmlSink};
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{Immutable, IntoBytes};
 
-use crate::machine::bus::{ENTROPY_BASE, NETWORK_BASE, UART_PORT};
+use crate::machine::bus::{ENTROPY_BASE, NETWORK_BASE, UART_PORT, disk_base};
 use crate::machine::devices::interrupts::Line;
 use crate::machine::devices::ioapic::{IOAPIC_BASE, IOAPIC_ID};
 use crate::machine::devices::lapic::{LAPIC_BASE, LAPIC_ID};
@@ -95,16 +95,16 @@ impl Aml for SourceOverride {
     }
 }
 
-/// Writes all tables. `network` says whether there is a network interface.
+/// Writes all tables. `network` says whether there is a network interface, `disks` how many disks.
 ///
 /// # Errors
 /// RAM ends below the first MiB.
-pub fn write(ram: &GuestRam, network: bool) -> Result<(), MemoryError> {
+pub fn write(ram: &GuestRam, network: bool, disks: usize) -> Result<(), MemoryError> {
     let mut place = Placement {
         ram,
         next: RSDP_START + ALIGNMENT,
     };
-    let dsdt = place.table(&dsdt(network))?;
+    let dsdt = place.table(&dsdt(network, disks))?;
     let facs = place.table(&bytes_of(&FACS::new()))?;
     let fadt = place.table(&bytes_of(&fadt(dsdt, facs)))?;
     let madt = place.table(&madt())?;
@@ -195,13 +195,18 @@ fn madt() -> Vec<u8> {
 }
 
 /// The devices, and how to switch off.
-fn dsdt(network: bool) -> Vec<u8> {
+fn dsdt(network: bool, disks: usize) -> Vec<u8> {
     let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM, OEM_TABLE, OEM_REVISION);
     dsdt.append_slice(&serial());
     if network {
         dsdt.append_slice(&virtio("NET0", 0, NETWORK_BASE, Line::Network));
     }
     dsdt.append_slice(&virtio("RNG0", 1, ENTROPY_BASE, Line::Entropy));
+    for (disk, number) in (0..disks).zip(0u8..) {
+        let line = Line::Disk(number);
+        let name = format!("DSK{number}");
+        dsdt.append_slice(&virtio(&name, 2 + number, disk_base(disk), line));
+    }
     let off = Package::new(vec![&SLEEP_TYPE_OFF, &ZERO, &ZERO, &ZERO]);
     dsdt.append_slice(&bytes_of(&Name::new(Path::new("_S5_"), &off)));
     dsdt.as_slice().to_vec()
@@ -280,7 +285,7 @@ mod tests {
     #[test]
     fn every_table_is_found_from_the_root_with_a_good_checksum() {
         let ram = GuestRam::new(4 << 20).unwrap();
-        write(&ram, true).unwrap();
+        write(&ram, true, 0).unwrap();
         let root = read(&ram, RSDP_START, 36);
         assert_eq!(&root[..8], b"RSD PTR ");
         for length in [20, 36] {
@@ -298,7 +303,9 @@ mod tests {
         assert_eq!(read(&ram, half(&fadt, 36).into(), 4), b"FACS");
         let names = |hid: &[u8]| dsdt.windows(hid.len()).filter(|part| *part == hid).count();
         assert_eq!(names(b"LNRO0005"), 2);
-        let ram = GuestRam::new(4 << 20).unwrap();
-        write(&ram, false).unwrap();
+        for (network, disks) in [(false, 0), (true, 4)] {
+            let ram = GuestRam::new(4 << 20).unwrap();
+            write(&ram, network, disks).unwrap();
+        }
     }
 }

@@ -24,7 +24,7 @@ impl From<vm_memory::GuestMemoryError> for DriverFault {
 }
 
 /// A buffer of a chain.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Segment {
     /// Guest-physical.
     pub address: u64,
@@ -60,6 +60,60 @@ pub(super) fn collect(
     } else {
         Err(DriverFault)
     }
+}
+
+/// Walks a chain whose buffers for the device to read come first, those for it to write last (2.7.4.2),
+/// and returns their lengths in bytes. Empty buffers are left out.
+pub(super) fn split(
+    chain: DescriptorChain<&GuestMemoryMmap>,
+    readable: &mut Vec<Segment>,
+    writable: &mut Vec<Segment>,
+) -> Result<(u64, u64), DriverFault> {
+    readable.clear();
+    writable.clear();
+    let mut bytes = (0, 0);
+    let mut descriptors = 0;
+    // As in `collect`.
+    let mut complete = false;
+    for descriptor in chain {
+        let ours = descriptor.is_write_only();
+        if descriptors == QUEUE_SIZE || (!ours && !writable.is_empty()) {
+            return Err(DriverFault);
+        }
+        descriptors += 1;
+        let (segments, sum) = match ours {
+            false => (&mut *readable, &mut bytes.0),
+            true => (&mut *writable, &mut bytes.1),
+        };
+        if descriptor.len() > 0 {
+            *sum += u64::from(descriptor.len());
+            segments.push(Segment {
+                address: descriptor.addr().0,
+                length: descriptor.len(),
+            });
+        }
+        complete = !descriptor.has_next();
+    }
+    if complete {
+        Ok(bytes)
+    } else {
+        Err(DriverFault)
+    }
+}
+
+/// Copies the first bytes of `segments`, which are long enough, to `head`.
+pub(super) fn first(
+    memory: &GuestMemoryMmap,
+    segments: &[Segment],
+    mut head: &mut [u8],
+) -> Result<(), DriverFault> {
+    for segment in segments {
+        let length = head.len().min(segment.length as usize);
+        let (now, later) = head.split_at_mut(length);
+        memory.read_slice(now, GuestAddress(segment.address))?;
+        head = later;
+    }
+    Ok(())
 }
 
 /// Copies what follows the first `skip` bytes of `segments` into `frame`. The caller has bounded

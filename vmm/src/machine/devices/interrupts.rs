@@ -9,6 +9,7 @@ use super::ioapic::IoApic;
 use super::lapic::{Effect, LocalApic};
 use super::pic::PicPair;
 use crate::ft::vm::VirtualTime;
+use crate::machine::config::DISKS_MAXIMUM;
 
 /// A device's interrupt line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,10 +22,27 @@ pub enum Line {
     Network,
     /// Source of entropy; known by ACPI only, so not wired to the 8259A.
     Entropy,
+    /// A disk, by its number.
+    Disk(u8),
 }
 
 /// IRQ of the network interface at the 8259A pair.
 pub const NETWORK_IRQ: u8 = 5;
+/// IRQs of the disks at the 8259A pair, in their order.
+pub const DISK_IRQS: [u8; DISKS_MAXIMUM] = [10, 11, 12, 14];
+/// I/O APIC pin of the first disk.
+const DISK_PIN: usize = 18;
+
+/// Inputs of the 8259A pair that are lines and not edges.
+const LEVEL_IRQS: u16 = {
+    let mut irqs = 1 << NETWORK_IRQ;
+    let mut disk = 0;
+    while disk < DISK_IRQS.len() {
+        irqs |= 1 << DISK_IRQS[disk];
+        disk += 1;
+    }
+    irqs
+};
 
 impl Line {
     /// The pin of the I/O APIC, which is also the ACPI "global system interrupt".
@@ -34,6 +52,7 @@ impl Line {
             Self::Uart => 4,
             Self::Network => 16,
             Self::Entropy => 17,
+            Self::Disk(number) => DISK_PIN + number as usize,
         }
     }
 
@@ -44,6 +63,7 @@ impl Line {
             Self::Uart => Some(4),
             Self::Network => Some(NETWORK_IRQ),
             Self::Entropy => None,
+            Self::Disk(number) => Some(DISK_IRQS[number as usize]),
         }
     }
 }
@@ -59,7 +79,7 @@ pub struct Interrupts {
 impl Default for Interrupts {
     fn default() -> Self {
         Self {
-            pic: PicPair::new(1 << NETWORK_IRQ),
+            pic: PicPair::new(LEVEL_IRQS),
             ioapic: IoApic::default(),
             lapic: LocalApic::default(),
         }

@@ -12,6 +12,7 @@ pub mod pm_timer;
 pub mod power;
 pub mod rtc;
 pub mod uart;
+pub mod virtio_blk;
 pub mod virtio_mmio;
 pub mod virtio_net;
 pub mod virtio_rng;

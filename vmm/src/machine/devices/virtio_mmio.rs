@@ -30,7 +30,7 @@ use super::DamagedState;
 /// Size of one device's registers, bytes.
 pub const VIRTIO_MMIO_BYTES: u64 = 4096;
 /// Most queues of a device.
-pub const QUEUES: usize = 2;
+pub const QUEUES: usize = 4;
 /// Largest queue offered, in descriptors.
 pub const QUEUE_SIZE: u16 = 256;
 
@@ -134,7 +134,7 @@ pub enum Effect {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransportState {
     registers: Registers,
-    queues: [QueueSlotState; QUEUES],
+    queues: Vec<QueueSlotState>,
 }
 
 /// The transport of one device.
@@ -142,9 +142,8 @@ pub struct TransportState {
 pub struct MmioTransport {
     device_id: u32,
     offered: u64,
-    queue_count: usize,
     registers: Registers,
-    queues: [QueueSlot; QUEUES],
+    queues: Vec<QueueSlot>,
 }
 
 impl Hash for MmioTransport {
@@ -158,15 +157,14 @@ impl Hash for MmioTransport {
 
 impl MmioTransport {
     /// A device of type `device_id` (virtio 1.2, clause 5) that offers the feature bits `features`
-    /// besides those of the transport, and has the first `queue_count` of the queues.
+    /// besides those of the transport, and has `queue_count` queues, at most [`QUEUES`].
     pub fn new(device_id: u32, features: u64, queue_count: usize) -> Self {
         debug_assert!(queue_count <= QUEUES);
         Self {
             device_id,
-            queue_count,
             offered: features | 1 << VIRTIO_F_VERSION_1,
             registers: Registers::default(),
-            queues: Default::default(),
+            queues: (0..queue_count).map(|_| QueueSlot::default()).collect(),
         }
     }
 
@@ -186,7 +184,12 @@ impl MmioTransport {
         if !self.is_live() {
             return None;
         }
-        self.queues[index].queue.as_mut()
+        self.queues.get_mut(index)?.queue.as_mut()
+    }
+
+    /// Whether the driver took the feature `bit`. Settled once the device is live.
+    pub fn has_feature(&self, bit: u32) -> bool {
+        self.registers.driver_features & 1 << bit != 0
     }
 
     /// The interrupt line.
@@ -208,7 +211,7 @@ impl MmioTransport {
     }
 
     fn selected(&mut self) -> Option<&mut QueueSlot> {
-        self.queues[..self.queue_count].get_mut(self.registers.queue_select as usize)
+        self.queues.get_mut(self.registers.queue_select as usize)
     }
 
     /// Reads the 32-bit register at `offset`; those of the device's own configuration are the
@@ -251,7 +254,7 @@ impl MmioTransport {
             VIRTIO_MMIO_QUEUE_READY => self.set_ready(value, memory),
             VIRTIO_MMIO_QUEUE_NOTIFY => {
                 let index = value as usize;
-                if index < QUEUES && self.queue(index).is_some() {
+                if self.queue(index).is_some() {
                     return Effect::Notify(index);
                 }
             }
@@ -310,7 +313,7 @@ impl MmioTransport {
     fn set_status(&mut self, value: u32) -> Effect {
         if value == 0 {
             self.registers = Registers::default();
-            self.queues = Default::default();
+            self.queues.fill_with(QueueSlot::default);
             return Effect::Reset;
         }
         let before = self.registers.status;
@@ -337,27 +340,30 @@ impl MmioTransport {
     pub fn save(&self) -> TransportState {
         TransportState {
             registers: self.registers.clone(),
-            queues: std::array::from_fn(|index| self.queues[index].state()),
+            queues: self.queues.iter().map(QueueSlot::state).collect(),
         }
     }
 
     /// Puts back what [`MmioTransport::save`] returned, over the same memory.
     ///
     /// # Errors
-    /// A ready queue of the state is not one that this memory can hold.
+    /// The state has another number of queues, or a ready one that this memory cannot hold.
     pub fn restore(
         &mut self,
         state: &TransportState,
         memory: &GuestMemoryMmap,
     ) -> Result<(), DamagedState> {
-        for (index, saved) in state.queues.iter().enumerate() {
+        if state.queues.len() != self.queues.len() {
+            return Err(DamagedState("virtio device: number of queues"));
+        }
+        for (slot, saved) in self.queues.iter_mut().zip(&state.queues) {
             let queue = if saved.ready {
-                let queue = QueueSlot::build(saved, memory).filter(|_| index < self.queue_count);
+                let queue = QueueSlot::build(saved, memory);
                 Some(queue.ok_or(DamagedState("virtio device: queues"))?)
             } else {
                 None
             };
-            self.queues[index] = QueueSlot {
+            *slot = QueueSlot {
                 size: saved.size,
                 descriptors: saved.descriptors,
                 available: saved.available,

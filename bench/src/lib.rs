@@ -21,6 +21,8 @@
 //! | [`output_latency`] | what the output rule adds to a packet |
 //! | [`load`] | is the client of the others: open-loop memcached over UDP, and echo |
 //! | [`redis`] | is a client that checks: Redis over TCP, histories, linearizability |
+//! | [`sql`] | is a client that checks: databases, every transaction looked for again |
+//! | [`postgresql`], [`sqlite`] | are the databases that it knows |
 //! | [`pingpong`] | is the yardstick: a bare TCP ping-pong |
 
 pub mod channel;
@@ -29,7 +31,10 @@ pub mod disk;
 pub mod load;
 pub mod output_latency;
 pub mod pingpong;
+pub mod postgresql;
 pub mod redis;
 pub mod report;
 pub mod ring;
 pub mod rounds;
+pub mod sql;
+pub mod sqlite;

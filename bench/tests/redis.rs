@@ -2,8 +2,8 @@
 
 mod resp_server;
 
-use lockstep_bench::load::Arrivals;
-use lockstep_bench::redis::{Pace, Redis, RedisConfig, RedisError, RedisMix};
+use lockstep_bench::load::{Arrivals, Pace};
+use lockstep_bench::redis::{Redis, RedisConfig, RedisError, RedisMix};
 use lockstep_perf::not_run;
 use resp_server::{Lie, RespServer};
 use std::net::{SocketAddr, TcpListener, TcpStream};

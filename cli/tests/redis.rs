@@ -1,7 +1,7 @@
 //! Redis in an unmodified Debian, losing its primary: real packages, real connections, real signals.
 
-use lockstep_bench::load::Arrivals;
-use lockstep_bench::redis::{Pace, RedisConfig};
+use lockstep_bench::load::{Arrivals, Pace};
+use lockstep_bench::redis::RedisConfig;
 use lockstep_cli::progress::Progress;
 use lockstep_cli::scenario::{
     Fault, Host, Loss, Scenario, ScenarioError, ScenarioOptions, Tenant, Workload,

@@ -7,6 +7,9 @@
 #   lockstep.gateway=ADDRESS     default route
 #   lockstep.hostname=NAME
 #   lockstep.shell               a shell on the console beside the service
+#   lockstep.control             the control port: see control.sh
+#
+# A service's data are on the first disk, if the machine has one and the recipe names their directory.
 
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C
 
@@ -30,13 +33,14 @@ while read -r module; do
     insmod "$module" || say "$module could not be loaded"
 done </usr/lib/lockstep/modules
 
-address= gateway= name=lockstep shell=
+address= gateway= name=lockstep shell= control=
 for word in $(cat /proc/cmdline); do
     case $word in
     lockstep.ip=*) address=${word#*=} ;;
     lockstep.gateway=*) gateway=${word#*=} ;;
     lockstep.hostname=*) name=${word#*=} ;;
     lockstep.shell) shell=yes ;;
+    lockstep.control) control=yes ;;
     esac
 done
 hostname "$name"
@@ -56,9 +60,25 @@ fi
 prepare() { :; }
 serve() { :; }
 ready() { :; }
-service=
+service= data= disk=/dev/vda
 [ -e /usr/lib/lockstep/service ] && . /usr/lib/lockstep/service
 up() { cut -d' ' -f1 /proc/uptime; }
+
+# Gives "$data" to the disk: a blank one gets a file system, any other must have one, for what is on it
+# is somebody's. Nothing is left for the kernel to initialize later: an idle guest stays idle.
+keep() {
+    if [ "$(head -c 65536 "$disk" | tr -d '\0' | wc -c)" = 0 ]; then
+        say "$disk is blank: making a file system"
+        mkfs.ext4 -q -b 4096 -i 65536 -m 0 -J size=16 -L lockstep \
+            -E lazy_itable_init=0,lazy_journal_init=0,nodiscard "$disk" || return 1
+    else
+        # 1: something was corrected, and all is well.
+        e2fsck -p "$disk" || [ $? = 1 ] || return 1
+    fi
+    owner=$(stat -c %u:%g "$data") mode=$(stat -c %a "$data")
+    mount -t ext4 -o noatime,errors=remount-ro "$disk" "$data" &&
+        chown "$owner" "$data" && chmod "$mode" "$data"
+}
 
 if [ -n "$shell" ] || [ -z "$service" ]; then
     # A shell that ends is a shell that was not wanted: it starts again.
@@ -69,10 +89,18 @@ if [ -z "$service" ]; then
     while :; do wait; sleep 3600; done
 fi
 
+if [ -n "$data" ] && [ -b "$disk" ] && ! keep; then
+    say "$disk can hold no data of $service, which is not started"
+    while :; do wait; sleep 3600; done
+fi
+[ -n "$control" ] && nc -ll -p 9 -e /usr/lib/lockstep/control &
 prepare || say "$service could not be prepared (status $?)"
 while :; do
+    # Whoever wants it to rest: see control.sh.
+    while [ -e /run/lockstep.rest ]; do sleep 1; done
     serve &
     server=$!
+    echo "$server" >/run/lockstep.server
     tries=0
     until ready >/dev/null 2>&1; do
         tries=$((tries + 1))

@@ -6,16 +6,14 @@ use std::iter::Peekable;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockstep_perf::histogram::LatencyHistogram;
-use lockstep_perf::interval::IntervalRecorder;
 use lockstep_perf::stamp;
 
 use super::exchange::{Exchange, Outcome, Request, precise_timers};
-use super::gap::GapTracker;
-use super::ledger::{Ledger, Verification};
+use super::ledger::Ledger;
 use super::protocol::{self, Command, Key, Reply};
 use super::schedule::{Kind, Schedule};
-use super::{LoadConfig, LoadError, LoadReport, Progress};
+use super::tally::Tally;
+use super::{LoadConfig, LoadError, LoadReport, Progress, Verification};
 
 /// Requests in flight at once while keys are prepared and verified.
 const WINDOW: usize = 32;
@@ -165,7 +163,7 @@ impl Load {
 
         let mut run = Run::new(length + config.retransmission.timeout);
         let start = stamp::now() + LEAD_NS;
-        run.latency.begin(start);
+        run.tally.latency.begin(start);
         let traffic = self.exchange.traffic;
         loop {
             let stopped = self.progress.stopped();
@@ -202,19 +200,19 @@ impl Load {
         let end = stamp::now();
         let now = self.exchange.traffic;
         Ok(LoadReport {
-            latency: run.latency.finish(end),
-            service: run.service,
-            own_delay: run.own_delay,
-            requests: run.requests,
-            answered: run.answered,
-            acknowledged_writes: run.acknowledged_writes,
+            latency: run.tally.latency.finish(end),
+            service: run.tally.service,
+            own_delay: run.tally.own_delay,
+            requests: run.tally.requests,
+            answered: run.tally.answered,
+            acknowledged_writes: run.tally.acknowledged_writes,
             retransmissions: now.retransmissions - traffic.retransmissions,
             gave_up: run.gave_up,
             stray_replies: now.stray_replies - traffic.stray_replies,
             refusals: now.refusals - traffic.refusals,
-            errors: run.errors,
+            errors: run.tally.errors,
             stale_reads: run.stale_reads,
-            worst_gap: run.gap.finish(end),
+            worst_gap: run.tally.gap.finish(end),
             length: Duration::from_nanos(end - start),
         })
     }
@@ -229,9 +227,7 @@ impl Load {
             Kind::Increment => Command::Increment,
         };
         let now = stamp::now();
-        run.requests += 1;
-        run.own_delay.record(now.saturating_sub(due));
-        run.gap.sent(now);
+        run.tally.sent(now, due);
         self.exchange.send(key, command, due);
         self.progress.sent.increment();
         self.progress
@@ -252,17 +248,15 @@ impl Load {
             outstanding -= 1;
             free.of(ledger.is_counter(request.key))
                 .push_back(request.key);
-            run.latency
-                .record(now, now.saturating_sub(request.intended_ns));
+            let due = request.intended_ns;
             match outcome {
                 Outcome::Answered(reply) => {
-                    run.gap.replied(now, outstanding);
-                    run.service.record(now.saturating_sub(request.sent_ns));
-                    run.answered += 1;
+                    run.tally.replied(now, due, request.sent_ns, outstanding);
                     progress.answered.increment();
                     run.judge(ledger, request, reply);
                 }
                 Outcome::GaveUp => {
+                    run.tally.latency.record(now, now.saturating_sub(due));
                     run.gave_up += 1;
                     progress.gave_up.increment();
                     if request.command == Command::Increment {
@@ -360,15 +354,8 @@ impl Load {
 
 /// What a run records.
 struct Run {
-    latency: IntervalRecorder,
-    service: LatencyHistogram,
-    own_delay: LatencyHistogram,
-    gap: GapTracker,
-    requests: u64,
-    answered: u64,
-    acknowledged_writes: u64,
+    tally: Tally,
     gave_up: u64,
-    errors: u64,
     stale_reads: u64,
     scratch: Vec<u8>,
 }
@@ -376,15 +363,8 @@ struct Run {
 impl Run {
     fn new(length: Duration) -> Self {
         Self {
-            latency: IntervalRecorder::new(length),
-            service: LatencyHistogram::new(),
-            own_delay: LatencyHistogram::new(),
-            gap: GapTracker::default(),
-            requests: 0,
-            answered: 0,
-            acknowledged_writes: 0,
+            tally: Tally::new(length),
             gave_up: 0,
-            errors: 0,
             stale_reads: 0,
             scratch: Vec::with_capacity(protocol::DATAGRAM_MAX),
         }
@@ -396,11 +376,11 @@ impl Run {
         let right = match (request.command, reply) {
             (Command::Set { write, .. }, Reply::Stored) => {
                 ledger.set_acknowledged(key, write);
-                self.acknowledged_writes += 1;
+                self.tally.acknowledged_writes += 1;
                 Ok(())
             }
             (Command::Increment, Reply::Number(value)) => {
-                self.acknowledged_writes += 1;
+                self.tally.acknowledged_writes += 1;
                 ledger.increment_acknowledged(key, request.datagrams, value)
             }
             (Command::Get, Reply::Value { key: name, data }) if protocol::is_name(key, name) => {
@@ -408,7 +388,7 @@ impl Run {
             }
             (Command::Get, Reply::Missing) => ledger.read(key, None),
             (command, _) => {
-                self.errors += 1;
+                self.tally.errors += 1;
                 if command == Command::Increment {
                     ledger.increment_unanswered(key, request.datagrams);
                 }

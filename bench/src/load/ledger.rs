@@ -10,38 +10,7 @@
 //!   increment (a retransmitted increment may count twice).
 
 use super::protocol::Key;
-
-/// What became of the acknowledged writes.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Verification {
-    /// Keys read again, data and counters.
-    pub keys: u64,
-    /// Writes that had been acknowledged to this client: sets and increments.
-    pub acknowledged_writes: u64,
-    /// Of those, how many the server no longer knows: acknowledged sets later than the one it shows,
-    /// and acknowledged increments missing from a counter.
-    pub lost_writes: u64,
-    /// Keys with a value that nobody wrote, or a counter above everything asked for.
-    pub corrupt_keys: u64,
-    /// Keys that could not be read: nothing is known about them.
-    pub unread_keys: u64,
-    /// The first few of what is wrong, in words.
-    pub examples: Vec<String>,
-}
-
-impl Verification {
-    /// Whether every acknowledged write was found again.
-    #[must_use]
-    pub fn passed(&self) -> bool {
-        (self.lost_writes, self.corrupt_keys, self.unread_keys) == (0, 0, 0)
-    }
-
-    fn example(&mut self, text: impl FnOnce() -> String) {
-        if self.examples.len() < 8 {
-            self.examples.push(text());
-        }
-    }
-}
+use super::verification::Verification;
 
 /// One key's history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

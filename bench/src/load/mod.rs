@@ -30,6 +30,8 @@ pub(crate) mod gap;
 mod ledger;
 mod protocol;
 pub(crate) mod schedule;
+pub(crate) mod tally;
+mod verification;
 
 use std::io;
 use std::net::SocketAddr;
@@ -43,8 +45,9 @@ use lockstep_perf::interval::Series;
 pub use client::Load;
 pub use exchange::Retransmission;
 pub use gap::Gap;
-pub use ledger::Verification;
-pub use schedule::Arrivals;
+pub use schedule::{Arrivals, Pace};
+pub use tally::ConnectionReport;
+pub use verification::Verification;
 
 /// How many requests of each kind, in proportion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -12,6 +12,22 @@ pub enum Arrivals {
     Poisson,
 }
 
+/// When requests are sent.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pace {
+    /// Each connection asks again as soon as it was answered: for requests a second.
+    Closed,
+    /// At times fixed in advance, whatever the server does: for latencies. What is due while a server
+    /// stalls is sent all the same, behind what waits on the connection.
+    Open {
+        /// Requests a second; 0 < rate <= 1,000,000.
+        rate: f64,
+        /// Spread over time.
+        arrivals: Arrivals,
+    },
+}
+
 /// What kind of request is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {

@@ -8,12 +8,10 @@ use super::model::{Operation, Response};
 use super::resp::Reply;
 use super::verdict::{KeyVerdict, RedisVerdict};
 use super::workload::{Request, Workload};
-use super::{Pace, RedisConfig, RedisError, RedisReport};
-use crate::load::Progress;
-use crate::load::gap::GapTracker;
+use super::{RedisConfig, RedisError};
 use crate::load::schedule::Timetable;
-use lockstep_perf::histogram::LatencyHistogram;
-use lockstep_perf::interval::IntervalRecorder;
+use crate::load::tally::{EXAMPLES, Tally};
+use crate::load::{ConnectionReport, Pace, Progress};
 use lockstep_perf::stamp::monotonic;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
@@ -30,8 +28,6 @@ const CAS: &[u8] = b"if redis.call('GET',KEYS[1])==ARGV[1] then redis.call('SET'
 
 /// The longest sleep, nanoseconds: so often the end of the run is looked at.
 const SLEEP_MOST: u64 = 50_000_000;
-/// Errors and losses that are kept as text.
-const EXAMPLES: usize = 8;
 /// Requests in flight at once while keys are prepared or read back.
 const WINDOW: usize = 32;
 
@@ -189,7 +185,7 @@ impl Redis {
     ///
     /// # Errors
     /// Only what the host refuses: what the server does, and what it does not, is in the report.
-    pub fn run(&mut self, length: Duration) -> Result<RedisReport, RedisError> {
+    pub fn run(&mut self, length: Duration) -> Result<ConnectionReport, RedisError> {
         self.runs += 1;
         let length_ns = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX / 2);
         let seed = self.config.seed.wrapping_add(self.runs << 32);
@@ -201,7 +197,7 @@ impl Redis {
         };
         let mut run = Run::new(length);
         let start = monotonic();
-        run.latency.begin(start);
+        run.tally.latency.begin(start);
         let end = start.saturating_add(length_ns);
         let patience = u64::try_from(self.config.patience.as_nanos()).unwrap_or(u64::MAX);
         let mut heard = start;
@@ -315,9 +311,7 @@ impl Redis {
             return;
         };
         let now = monotonic();
-        run.gap.sent(now);
-        run.requests += 1;
-        run.own_delay.record(now.saturating_sub(due_ns));
+        run.tally.sent(now, due_ns);
         self.progress.sent.increment();
         let pending = |purpose| Pending {
             purpose,
@@ -431,15 +425,15 @@ impl Redis {
             let now = monotonic();
             outstanding -= 1;
             any = true;
-            run.gap.replied(now, outstanding);
-            run.answered += 1;
-            run.service.record(now.saturating_sub(pending.sent_ns));
-            run.latency.record(now, now.saturating_sub(pending.due_ns));
+            run.tally
+                .replied(now, pending.due_ns, pending.sent_ns, outstanding);
             client.progress.answered.increment();
             client.progress.outstanding.set(outstanding as u64);
             match client.judge(&pending.purpose, reply, now) {
-                Some(acknowledged) => run.acknowledged_writes += u64::from(acknowledged),
-                None => run.error(&pending.purpose, reply),
+                Some(acknowledged) => run.tally.acknowledged_writes += u64::from(acknowledged),
+                None => run
+                    .tally
+                    .error(|| format!("{:?}: {}", pending.purpose, describe(Some(reply)))),
             }
         })?;
         Ok(any)
@@ -697,60 +691,27 @@ fn describe(reply: Option<Reply<'_>>) -> String {
 
 /// What a run records.
 struct Run {
-    latency: IntervalRecorder,
-    service: LatencyHistogram,
-    own_delay: LatencyHistogram,
-    gap: GapTracker,
-    requests: u64,
-    answered: u64,
+    tally: Tally,
     unsent: u64,
-    acknowledged_writes: u64,
-    errors: u64,
-    error_examples: Vec<String>,
     ended_early: Option<String>,
 }
 
 impl Run {
     fn new(length: Duration) -> Self {
         Self {
-            latency: IntervalRecorder::new(length),
-            service: LatencyHistogram::new(),
-            own_delay: LatencyHistogram::new(),
-            gap: GapTracker::default(),
-            requests: 0,
-            answered: 0,
+            tally: Tally::new(length),
             unsent: 0,
-            acknowledged_writes: 0,
-            errors: 0,
-            error_examples: Vec::new(),
             ended_early: None,
         }
     }
 
-    fn error(&mut self, purpose: &Purpose, reply: Reply<'_>) {
-        self.errors += 1;
-        if self.error_examples.len() < EXAMPLES {
-            self.error_examples
-                .push(format!("{purpose:?}: {}", describe(Some(reply))));
-        }
-    }
-
-    fn finish(self, start: u64, end: u64, lost: u32, losses: Vec<String>) -> RedisReport {
-        RedisReport {
-            latency: self.latency.finish(end),
-            service: self.service,
-            own_delay: self.own_delay,
-            requests: self.requests,
-            answered: self.answered,
+    fn finish(self, start: u64, end: u64, lost: u32, losses: Vec<String>) -> ConnectionReport {
+        ConnectionReport {
             unsent: self.unsent,
-            acknowledged_writes: self.acknowledged_writes,
-            errors: self.errors,
-            error_examples: self.error_examples,
             connections_lost: lost,
             losses,
-            worst_gap: self.gap.finish(end),
-            length: Duration::from_nanos(end - start),
             ended_early: self.ended_early,
+            ..ConnectionReport::new(self.tally, start, end)
         }
     }
 }

@@ -4,43 +4,9 @@
 //! A key may show its last acknowledged write, or a later one that was tried and never answered. A key
 //! whose write was not answered is not written again.
 
+use crate::load::Verification;
 use crate::load::schedule::SplitMix;
-use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
-
-/// Examples that are kept.
-const EXAMPLES: usize = 8;
-
-/// What became of the acknowledged writes to ledger keys.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LedgerVerdict {
-    /// Keys read again.
-    pub keys: u64,
-    /// Writes that had been acknowledged.
-    pub acknowledged_writes: u64,
-    /// Of those, how many the server no longer knows: acknowledged writes later than the one it shows.
-    pub lost_writes: u64,
-    /// Keys with something that nobody wrote.
-    pub corrupt_keys: u64,
-    /// Keys that could not be read: nothing is known about them.
-    pub unread_keys: u64,
-    /// The first few of what is wrong, in words.
-    pub examples: Vec<String>,
-}
-
-impl LedgerVerdict {
-    /// Whether every acknowledged write was found again.
-    #[must_use]
-    pub fn passed(&self) -> bool {
-        self.lost_writes == 0 && self.corrupt_keys == 0 && self.unread_keys == 0
-    }
-
-    fn example(&mut self, text: String) {
-        if self.examples.len() < EXAMPLES {
-            self.examples.push(text);
-        }
-    }
-}
 
 /// Writes to one key, by their number, which counts from 1; 0 is none.
 #[derive(Debug, Clone, Copy, Default)]
@@ -103,15 +69,15 @@ impl Ledger {
         }
     }
 
-    pub(super) fn verdict(&self) -> LedgerVerdict {
-        LedgerVerdict {
+    pub(super) fn verdict(&self) -> Verification {
+        Verification {
             acknowledged_writes: self.slots.iter().map(|slot| slot.acknowledged).sum(),
-            ..LedgerVerdict::default()
+            ..Verification::default()
         }
     }
 
     /// The key shows `value`.
-    pub(super) fn verify(&self, verdict: &mut LedgerVerdict, slot: u32, value: Option<&[u8]>) {
+    pub(super) fn verify(&self, verdict: &mut Verification, slot: u32, value: Option<&[u8]>) {
         verdict.keys += 1;
         let Slot {
             tried,
@@ -120,30 +86,30 @@ impl Ledger {
         let Some(shown) = value.map_or(Some(0), |value| self.write_of(slot, value)) else {
             verdict.corrupt_keys += 1;
             let value = super::model::readable(value.unwrap_or_default());
-            return verdict.example(format!(
+            return verdict.example(|| format!(
                 "key {} holds {value}, which nobody wrote",
                 Self::name(slot)
             ));
         };
         if shown > tried {
             verdict.corrupt_keys += 1;
-            verdict.example(format!(
+            verdict.example(|| format!(
                 "key {} holds write {shown} of {tried}",
                 Self::name(slot)
             ));
         } else if shown < acknowledged {
             verdict.lost_writes += acknowledged - shown;
-            verdict.example(format!(
+            verdict.example(|| format!(
                 "key {} holds write {shown}, and write {acknowledged} was acknowledged",
                 Self::name(slot)
             ));
         }
     }
 
-    pub(super) fn verify_unread(verdict: &mut LedgerVerdict, slot: u32, why: &str) {
+    pub(super) fn verify_unread(verdict: &mut Verification, slot: u32, why: &str) {
         verdict.keys += 1;
         verdict.unread_keys += 1;
-        verdict.example(format!("key {} could not be read: {why}", Self::name(slot)));
+        verdict.example(|| format!("key {} could not be read: {why}", Self::name(slot)));
     }
 
     /// Which write has this value.
@@ -160,8 +126,8 @@ impl Ledger {
 mod tests {
     use super::*;
 
-    fn verdict_of(ledger: &Ledger, slot: u32, value: Option<&[u8]>) -> LedgerVerdict {
-        let mut verdict = LedgerVerdict::default();
+    fn verdict_of(ledger: &Ledger, slot: u32, value: Option<&[u8]>) -> Verification {
+        let mut verdict = Verification::default();
         ledger.verify(&mut verdict, slot, value);
         verdict
     }

@@ -38,31 +38,12 @@ mod workload;
 
 pub use client::Redis;
 pub use connection::Lost;
-pub use ledger::LedgerVerdict;
 pub use verdict::{KeyVerdict, RedisVerdict};
 
-use crate::load::{Arrivals, Gap};
-use lockstep_perf::histogram::LatencyHistogram;
-use lockstep_perf::interval::Series;
+use crate::load::{Arrivals, Pace};
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
-
-/// When requests are sent.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Pace {
-    /// Each connection asks again as soon as it was answered: for requests a second.
-    Closed,
-    /// At times fixed in advance, whatever the server does: for latencies. What is due while a server
-    /// stalls is sent all the same, behind what waits on the connection.
-    Open {
-        /// Requests a second; 0 < rate <= 1,000,000.
-        rate: f64,
-        /// Spread over time.
-        arrivals: Arrivals,
-    },
-}
 
 /// How many requests of each kind, in proportion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -239,47 +220,4 @@ pub enum RedisError {
     /// Waiting for sockets failed.
     #[error("waiting for replies: {0}")]
     Wait(io::Error),
-}
-
-/// What one run saw.
-#[derive(Debug, Clone)]
-pub struct RedisReport {
-    /// Latency from when a request was due (open loop) or asked (closed loop) until its reply, one
-    /// interval a second. A request without a reply is not in it.
-    pub latency: Series,
-    /// Latency from when a request was handed to its connection until its reply.
-    pub service: LatencyHistogram,
-    /// From when a request was due until then: the client's own part, and what waited for room on a
-    /// connection. Open loop only.
-    pub own_delay: LatencyHistogram,
-    /// Requests sent.
-    pub requests: u64,
-    /// Requests answered.
-    pub answered: u64,
-    /// Requests that were due and not sent, because the run ended before.
-    pub unsent: u64,
-    /// Writes acknowledged: everything but `GET`, and compare-and-sets that did not store.
-    pub acknowledged_writes: u64,
-    /// Error replies, and replies of another kind than the request has.
-    pub errors: u64,
-    /// The first few of them.
-    pub error_examples: Vec<String>,
-    /// Connections lost, since [`Redis::connect`].
-    pub connections_lost: u32,
-    /// Why, for the first few.
-    pub losses: Vec<String>,
-    /// The longest time in which requests were in flight and no reply came.
-    pub worst_gap: Gap,
-    /// How long the run took, the wait for the last replies included.
-    pub length: Duration,
-    /// The run ended before its time, and why.
-    pub ended_early: Option<String>,
-}
-
-impl RedisReport {
-    /// Requests answered a second.
-    #[must_use]
-    pub fn rate(&self) -> f64 {
-        self.answered as f64 / self.length.as_secs_f64().max(1e-9)
-    }
 }

@@ -1,9 +1,9 @@
 //! What came of all that was asked.
 
 use super::history::KeyHistory;
-use super::ledger::LedgerVerdict;
 use super::linearizability::{Outcome, Violation};
 use super::model::readable;
+use crate::load::Verification;
 use serde::Serialize;
 use std::fmt::{self, Write as _};
 use std::fs;
@@ -19,7 +19,7 @@ pub struct RedisVerdict {
     /// Each shared key.
     pub keys: Vec<KeyVerdict>,
     /// The ledger.
-    pub ledger: LedgerVerdict,
+    pub ledger: Verification,
 }
 
 /// What was found out about one shared key.

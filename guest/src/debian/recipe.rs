@@ -41,6 +41,10 @@ pub struct Recipe {
     pub ports: Vec<String>,
     /// Memory that the machine should have, MiB.
     pub memory_mib: u32,
+    /// The directory of what is to be kept: one of [`Recipe::directories`]. It is on the machine's first disk,
+    /// and in memory if there is none.
+    #[serde(default)]
+    pub data: Option<String>,
     /// What runs.
     pub service: Service,
     /// Users to make, each with a group of the same name and number.
@@ -54,7 +58,7 @@ pub struct Recipe {
     pub files: Vec<FileSpec>,
 }
 
-/// What runs. All three are for busybox' shell.
+/// What runs. All of it is for busybox' shell.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Service {
@@ -68,6 +72,12 @@ pub struct Service {
     pub command: String,
     /// Ends with status 0 once the service answers.
     pub ready: String,
+    /// Asks the process `$server` to end in order; SIGTERM if nothing is said.
+    #[serde(default)]
+    pub stop: Option<String>,
+    /// Checks the data after that: status 0 if they are whole.
+    #[serde(default)]
+    pub check: Option<String>,
 }
 
 /// A user of the guest.
@@ -227,6 +237,13 @@ impl Recipe {
         for pattern in &self.without {
             check_path(pattern)?;
         }
+        if let Some(data) = &self.data
+            && !self.directories.iter().any(|known| known.path == *data)
+        {
+            return Err(format!(
+                "data is {data:?}; expected the path of one of [[directories]], which says whose it is"
+            ));
+        }
         Ok(())
     }
 
@@ -292,6 +309,11 @@ mod tests {
             ("busybox", "busybox-", "is no package name"),
             ("memory-mib = 64", "memory-mib = 63", "expected 64 to 65536"),
             ("summary", "sumary", "unknown field `sumary`"),
+            (
+                "[service]",
+                "data = '/var/lib/x'\n[service]",
+                "expected the path of one of [[directories]]",
+            ),
             (
                 "ready = 'true'",
                 "ready = 'true'\nuser = 'me'",

@@ -8,6 +8,8 @@ use std::fmt::Write as _;
 
 /// The guest's first process.
 const INIT: &str = include_str!("../../init/init.sh");
+/// What serves the control port.
+const CONTROL: &str = include_str!("../../init/control.sh");
 
 /// Where a merged `/usr` keeps what packages still put into the root directory.
 const MERGED: [(&str, &str); 4] = [
@@ -46,7 +48,7 @@ const UNWANTED: [&str; 22] = [
 
 /// What the builder adds to packages, as text: part of the digest that names a guest.
 pub(super) fn ingredients() -> String {
-    format!("{INIT}\0{MERGED:?}\0{UNWANTED:?}\0{:?}", modules::NEEDED)
+    format!("{INIT}\0{CONTROL}\0{MERGED:?}\0{UNWANTED:?}\0{:?}", modules::NEEDED)
 }
 
 /// Whether a path of a package belongs into the guest.
@@ -182,6 +184,8 @@ pub(super) fn furnish(tree: &mut Tree, recipe: Option<&Recipe>) -> Result<(), Gu
     // The kernel opens it for init before there is a devtmpfs.
     insert(tree, "dev/console", console)?;
     insert(tree, "init", Entry::file(0o755, INIT.as_bytes()))?;
+    let control = Entry::file(0o755, CONTROL.as_bytes());
+    insert(tree, "usr/lib/lockstep/control", control)?;
     // busybox is in /bin as packaged; scripts want a shell there.
     if tree.get("usr/bin/sh").is_none() {
         insert(tree, "usr/bin/sh", Entry::symlink("busybox"))?;
@@ -263,12 +267,25 @@ fn service(recipe: &Recipe) -> String {
             quoted(&format!("exec {}", service.command.trim()))
         ),
     };
-    let prepare = service.prepare.as_deref().unwrap_or(":").trim();
-    format!(
-        "service={}\nprepare() {{\n{prepare}\n}}\nserve() {{\n{serve}\n}}\nready() {{\n{}\n}}\n",
-        recipe.name,
-        service.ready.trim()
-    )
+    let prepare = service.prepare.as_deref().unwrap_or(":");
+    let functions = [
+        ("prepare", Some(prepare)),
+        ("serve", Some(serve.as_str())),
+        ("ready", Some(service.ready.as_str())),
+        // Those that the control port has an answer of its own for.
+        ("stop", service.stop.as_deref()),
+        ("check", service.check.as_deref()),
+    ];
+    let mut text = format!("service={}\n", recipe.name);
+    if let Some(data) = &recipe.data {
+        let _ = writeln!(text, "data={}", quoted(data));
+    }
+    for (name, body) in functions {
+        if let Some(body) = body {
+            let _ = writeln!(text, "{name}() {{\n{}\n}}", body.trim());
+        }
+    }
+    text
 }
 
 /// One word for a shell, whatever it holds.

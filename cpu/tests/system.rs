@@ -111,7 +111,7 @@ macro_rules! guests {
 guests! {
     paging_rights paging_no_execute paging_accessed_dirty paging_reserved paging_large paging_crossing
     double_fault page_fault_during_delivery stacks gates
-    syscall sysret_not_canonical sysenter swapgs iret
+    syscall sysret_not_canonical sysret_privilege sysenter swapgs iret
     single_step breakpoints
-    self_modifying rep_fault compatibility msrs
+    self_modifying rep_fault compatibility msrs msrs_of_the_model
 }

@@ -290,20 +290,41 @@ fn tempdir() -> PathBuf {
     path
 }
 
+/// The environment variable that names the directory in which assembled guests of `system/` are kept: written
+/// where gcc is, read where it is not (in a machine made for its KVM).
+const ASSEMBLED: &str = "LOCKSTEP_SYSTEM_GUESTS";
+
 /// A guest of `system/`: image and expectations, for every engine.
 pub struct SystemGuest {
     pub name: String,
     pub image: Vec<u8>,
     /// What it writes to port 0x10.
     pub expected: Vec<u32>,
-    /// Why KVM does not do the same on every host, if it does not.
-    pub not_on_kvm: Option<String>,
+    /// On which silicon it may end otherwise, and why: lines `# unlike NAME: REASON`.
+    pub unlike: Vec<(String, String)>,
 }
 
 impl SystemGuest {
+    /// Where the sources are: in the tree, or beside the assembled guests.
     fn directory() -> PathBuf {
         // From this crate's tests, or from those of a sibling that includes this file.
-        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../cpu/tests/system")
+        let tree = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../cpu/tests/system");
+        match std::env::var_os(ASSEMBLED) {
+            Some(assembled) if !tree.exists() => assembled.into(),
+            _ => tree,
+        }
+    }
+
+    /// Why [`read`](Self::read) could not work here: no gcc, and nothing assembled elsewhere.
+    pub fn missing() -> Option<String> {
+        let gcc = Command::new("gcc").arg("--version").output();
+        if gcc.is_ok() || std::env::var_os(ASSEMBLED).is_some() {
+            return None;
+        }
+        Some(format!(
+            "gcc, which assembles the guests, is not installed, and {ASSEMBLED} names no directory with guests \
+             that were assembled elsewhere"
+        ))
     }
 
     /// Names of all of them, in order.
@@ -325,24 +346,40 @@ impl SystemGuest {
             std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
         };
         let source = read(&format!("{name}.S"));
-        let line = |key: &str| {
-            let prefix = format!("# {key}: ");
-            source.lines().find_map(|l| l.strip_prefix(&prefix))
-        };
-        let expected = line("expect")
+        let expected = source
+            .lines()
+            .find_map(|line| line.strip_prefix("# expect: "))
             .expect("a guest says what it writes")
             .split_whitespace()
             .map(|word| u32::from_str_radix(word, 16).expect("hexadecimal"))
             .collect();
-        let not_on_kvm = line("kvm")
-            .and_then(|l| l.strip_prefix("no, "))
-            .map(str::to_owned);
-        let text = format!("{}\n{source}", read("prelude.inc"));
+        let unlike = source
+            .lines()
+            .filter_map(|line| line.strip_prefix("# unlike ")?.split_once(": "))
+            .map(|(silicon, reason)| (silicon.to_owned(), reason.to_owned()))
+            .collect();
         SystemGuest {
             name: name.to_owned(),
-            image: compile(&text, "S", &[]),
+            image: Self::image(name, &source),
             expected,
-            not_on_kvm,
+            unlike,
         }
+    }
+
+    fn image(name: &str, source: &str) -> Vec<u8> {
+        let kept = std::env::var_os(ASSEMBLED).map(PathBuf::from);
+        let prelude = Self::directory().join("prelude.inc");
+        let Ok(prelude) = std::fs::read_to_string(prelude) else {
+            let directory = kept.expect("the sources are there, or the variable is set");
+            let path = directory.join(format!("{name}.bin"));
+            return std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        };
+        let image = compile(&format!("{prelude}\n{source}"), "S", &[]);
+        if let Some(directory) = kept {
+            std::fs::create_dir_all(&directory).expect("a writable directory");
+            std::fs::write(directory.join(format!("{name}.bin")), &image).expect("writable");
+            std::fs::write(directory.join(format!("{name}.S")), source).expect("writable");
+        }
+        image
     }
 }

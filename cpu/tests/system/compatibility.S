@@ -1,6 +1,7 @@
 # Compatibility mode (SDM vol. 3A, 9.7): 32-bit operands, INC and DEC of one byte, PUSHA, limits of segments
 # (#GP; #SS through SS), a far call there and back, what is undefined there.
 # expect: 7 33  d 0  c 0  6  d 0  99 12345678
+# unlike qemu: it knows no limits of segments
         # 0x48: data, base 0x700000, limit 0xfff bytes, ring 3.
         movabsq $0x0040f37000000fff, %rax
         movq %rax, 0x8048
@@ -45,13 +46,13 @@
         movl %es:0x10, %ebx
         movl %ebx, 0x700200
         movl %es:0xffd, %ebx
-        hlt
+        ud2
     part2:
         movl $LIMITED, %eax
         movl %eax, %ss
         movl $0x1002, %esp
         popl %eax
-        hlt
+        ud2
     part3:
         ud2
     part4:

@@ -1,6 +1,7 @@
 # A contributory exception during the delivery of another is #DF with error code 0, here on IST1
 # (SDM vol. 3A, 6.15, interrupt 8); a benign one first is not.
 # expect: 8 0 7bfd0  b 6a  8 0 7bfd0
+# unlike qemu: #NP in the delivery of #GP is no #DF, and error codes of gates are vector * 16 + 2
         gate 8, on_ist, 1
         movb $0x0e, IDT + 13 * 16 + 5
         # #GP, whose gate is not present: #NP.

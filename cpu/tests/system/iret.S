@@ -1,6 +1,7 @@
 # IRET in 64-bit mode (SDM vol. 2): always pops SS:RSP; NT is #GP; a frame that is not canonical is #GP
 # with nothing changed; ring 3 changes neither IF nor IOPL; 32-bit frames.
 # expect: 6b000 10  d 0  d 0  0  6c000
+# unlike bochs: IRETD to the same privilege leaves SS:RSP
         movq $0x6b000, %rbx
         pushq $0x10
         pushq %rbx

@@ -1,6 +1,7 @@
 # Execute-disable (SDM vol. 3A, 4.6.1): a fetch faults with I/D, from ring 3 with U as well; without
 # EFER.NXE the bit is reserved.
 # expect: 77  e 11 40000000  e 15 40000000  e 9 40000000
+# unlike qemu: P is clear in the error code of a reserved bit
         movq $0x600007, 0x4000
         movq $0x700007, 0x600000
         # mov $0x77, %eax; out %eax, $0x10; jmp *%r15

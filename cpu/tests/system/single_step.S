@@ -2,7 +2,7 @@
 # (SDM vol. 3B, 17.3.1.4); DR6.BS tells. INT clears TF and is not trapped; what its IRET goes back to is.
 # MOV SS is trapped together with the instruction behind it; STI by itself.
 # expect: 6 4000  4 4000  4 4000  5 4000
-# kvm: no, because it single-steps for itself and shadows differ
+# unlike qemu: STI is trapped together with the instruction behind it
         .macro traced instructions:vararg
         xorl %ebx, %ebx
         pushfq

@@ -1,5 +1,6 @@
 # SWAPGS exchanges GS's base with the MSR's; ring 3 may not; a base that is not canonical is refused.
 # expect: 1111 2222 1111  d 0  d 0
+# unlike qemu: it does not check whether a base is canonical
         movl $0x1111, 0x700000
         movl $0x2222, 0x701000
         wrmsr64 0xc0000101, 0x700000

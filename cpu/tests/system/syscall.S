@@ -1,8 +1,7 @@
 # SYSCALL and SYSRET (SDM vol. 2): RCX and R11, masked flags, selectors out of STAR, and 32-bit SYSRET,
 # which leads to compatibility mode.
 # expect: 2b 23  8 10 0 46  7 2b  1b 23
-# kvm: no, because an AMD host takes 32-bit code of SYSCALL elsewhere
-        wrmsr64 0xc0000081, 0x0018000800000000
+        wrmsr64 0xc0000081, 0x001b000800000000
         movl $0xc0000082, %ecx
         movl $entry, %eax
         xorl %edx, %edx

@@ -278,7 +278,8 @@ impl Vm for Guest {
                 self.off = true;
                 self.halted = true;
             }
-            Event::Clock => {}
+            // It has no disk.
+            Event::Clock | Event::Disk(_) => {}
         }
         Ok(())
     }

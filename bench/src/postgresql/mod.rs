@@ -38,10 +38,7 @@ impl Postgresql {
     }
 
     /// Waits for an answer as long as there is patience.
-    async fn answer<T>(
-        &self,
-        asked: impl Future<Output = Result<T, Error>>,
-    ) -> Result<T, Failure> {
+    async fn answer<T>(&self, asked: impl Future<Output = Result<T, Error>>) -> Result<T, Failure> {
         within(self.patience, asked).await
     }
 
@@ -55,7 +52,9 @@ impl Postgresql {
         statement: &Statement,
         values: &[&(dyn ToSql + Sync)],
     ) -> Result<i64, Failure> {
-        let row = self.answer(self.client.query_one(statement, values)).await?;
+        let row = self
+            .answer(self.client.query_one(statement, values))
+            .await?;
         row.try_get(0).map_err(failure)
     }
 
@@ -144,7 +143,9 @@ impl Session for Postgresql {
             refused => refused,
         };
         if let Err(Failure::Refused(_)) = &done {
-            self.execute("ROLLBACK").await.map_err(Failure::before_commit)?;
+            self.execute("ROLLBACK")
+                .await
+                .map_err(Failure::before_commit)?;
         }
         done
     }

@@ -86,23 +86,20 @@ impl Ledger {
         let Some(shown) = value.map_or(Some(0), |value| self.write_of(slot, value)) else {
             verdict.corrupt_keys += 1;
             let value = super::model::readable(value.unwrap_or_default());
-            return verdict.example(|| format!(
-                "key {} holds {value}, which nobody wrote",
-                Self::name(slot)
-            ));
+            return verdict
+                .example(|| format!("key {} holds {value}, which nobody wrote", Self::name(slot)));
         };
         if shown > tried {
             verdict.corrupt_keys += 1;
-            verdict.example(|| format!(
-                "key {} holds write {shown} of {tried}",
-                Self::name(slot)
-            ));
+            verdict.example(|| format!("key {} holds write {shown} of {tried}", Self::name(slot)));
         } else if shown < acknowledged {
             verdict.lost_writes += acknowledged - shown;
-            verdict.example(|| format!(
-                "key {} holds write {shown}, and write {acknowledged} was acknowledged",
-                Self::name(slot)
-            ));
+            verdict.example(|| {
+                format!(
+                    "key {} holds write {shown}, and write {acknowledged} was acknowledged",
+                    Self::name(slot)
+                )
+            });
         }
     }
 

@@ -247,7 +247,13 @@ impl Run<'_> {
     }
 
     /// Notes what an answer says, or that there is none; whether the connection is of use.
-    fn ended(&mut self, request: &Request, due: u64, sent: u64, answer: Result<i64, Failure>) -> bool {
+    fn ended(
+        &mut self,
+        request: &Request,
+        due: u64,
+        sent: u64,
+        answer: Result<i64, Failure>,
+    ) -> bool {
         self.outstanding -= 1;
         self.progress.outstanding.set(self.outstanding as u64);
         let lost = answer.as_ref().is_err_and(Failure::is_loss);

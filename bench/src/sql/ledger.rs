@@ -143,10 +143,7 @@ impl Ledger {
                     &mut verdict,
                     format!("transfer {id} is there, and was never committed"),
                 ),
-                (_, 2..) => corrupt(
-                    &mut verdict,
-                    format!("transfer {id} is there {seen} times"),
-                ),
+                (_, 2..) => corrupt(&mut verdict, format!("transfer {id} is there {seen} times")),
                 _ => {}
             }
         }

@@ -167,10 +167,15 @@ impl Session for Sqlite {
             .iter()
             .map(|line| row(line).ok_or_else(|| refused(std::slice::from_ref(line))))
             .collect::<Result<_, _>>()?;
-        let said = self.ask("SELECT balance FROM accounts ORDER BY id;").await?;
+        let said = self
+            .ask("SELECT balance FROM accounts ORDER BY id;")
+            .await?;
         let balances = said
             .iter()
-            .map(|line| line.parse().map_err(|_| refused(std::slice::from_ref(line))))
+            .map(|line| {
+                line.parse()
+                    .map_err(|_| refused(std::slice::from_ref(line)))
+            })
             .collect::<Result<_, _>>()?;
         Ok(Contents {
             transfers,

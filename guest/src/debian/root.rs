@@ -48,7 +48,10 @@ const UNWANTED: [&str; 22] = [
 
 /// What the builder adds to packages, as text: part of the digest that names a guest.
 pub(super) fn ingredients() -> String {
-    format!("{INIT}\0{CONTROL}\0{MERGED:?}\0{UNWANTED:?}\0{:?}", modules::NEEDED)
+    format!(
+        "{INIT}\0{CONTROL}\0{MERGED:?}\0{UNWANTED:?}\0{:?}",
+        modules::NEEDED
+    )
 }
 
 /// Whether a path of a package belongs into the guest.

@@ -356,6 +356,11 @@ impl BackupHost {
                 env.check(result);
             }
             Ok(Progress::Ended(reason)) => self.role.ended(reason),
+            Ok(Progress::ReadDisk { request, .. }) => {
+                env.unexpected(format!(
+                    "backup: asked for {request:?} of a guest without a disk"
+                ));
+            }
             Err(error) => {
                 env.unexpected(format!("backup: {error}"));
                 self.role.refuse(error.to_string());

@@ -72,15 +72,13 @@ pub(super) fn split(
     readable.clear();
     writable.clear();
     let mut bytes = (0, 0);
-    let mut descriptors = 0;
     // As in `collect`.
     let mut complete = false;
-    for descriptor in chain {
+    for (descriptors, descriptor) in chain.enumerate() {
         let ours = descriptor.is_write_only();
-        if descriptors == QUEUE_SIZE || (!ours && !writable.is_empty()) {
+        if descriptors == usize::from(QUEUE_SIZE) || (!ours && !writable.is_empty()) {
             return Err(DriverFault);
         }
-        descriptors += 1;
         let (segments, sum) = match ours {
             false => (&mut *readable, &mut bytes.0),
             true => (&mut *writable, &mut bytes.1),

@@ -207,6 +207,7 @@ pub fn vm_spec(file: &VmFile, snapshot: Option<&Path>) -> Result<VmSpec, Machine
         nic: file.network.is_some(),
         mac: file.vm.mac.0,
         wall_clock_start: file.vm.wall_clock_start,
+        ..MachineConfig::default()
     };
     machine.validate()?;
     let snapshot = snapshot.map(|path| SnapshotFile::open(path).map(Arc::new));

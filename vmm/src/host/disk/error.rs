@@ -64,6 +64,12 @@ pub enum DiskError {
         /// What is possible.
         range: RangeInclusive<u32>,
     },
+    /// The host lacks memory.
+    #[error("memory for disk transfers: {source}: free some")]
+    Memory {
+        /// The system's answer.
+        source: io::Error,
+    },
     /// `io_uring` refused.
     #[error(
         "{step}: {source}: disks need io_uring (Linux 5.6, and neither sysctl \

@@ -61,10 +61,11 @@ pub(super) struct OpenDisk {
     pub(super) path: PathBuf,
     pub(super) bytes: u64,
     pub(super) read_only: bool,
-    /// Through the page cache.
-    plain: File,
-    /// Past it, and what it wants offsets and lengths to be multiples of.
-    direct: Option<(File, u32)>,
+    file: File,
+    /// Past the page cache.
+    direct: bool,
+    /// What transfers must be multiples of, bytes; 512 through the page cache.
+    alignment: u32,
     /// Each write is made durable before it completes, whatever the guest asked for.
     pub(super) durable_writes: bool,
     /// The same for zeroes that are not written but declared.
@@ -110,17 +111,18 @@ impl OpenDisk {
         let system = fstatfs(&plain).map_err(|error| refused(error.into()))?;
         // Of a device this is where its node lies (devtmpfs), which says nothing.
         let system = kind.is_file().then_some(system.f_type as u64);
-        let direct = if system.is_some_and(|system| IN_MEMORY.contains(&system)) {
-            None
-        } else {
-            direct(&plain, file.read_only)
-        };
+        let in_memory = system.is_some_and(|system| IN_MEMORY.contains(&system));
+        let direct = (!in_memory)
+            .then(|| direct(&plain, file.read_only))
+            .flatten()
+            // The last block is to be a whole one: widening a request to blocks must not enlarge it.
+            .filter(|(_, alignment)| file.bytes.is_multiple_of(u64::from(*alignment)));
         let shared = file.sharing == Sharing::Shared;
         if direct.is_none() {
             tracing::warn!(
                 disk = %path.display(),
                 "O_DIRECT is refused here: I/O goes through this host's page cache{}. Use a file \
-                 system or device with direct I/O",
+                 system or device with direct I/O, and a size that is a multiple of its block",
                 if shared { ", and every write waits until it is durable" } else { "" }
             );
         }
@@ -136,7 +138,7 @@ impl OpenDisk {
                  full (dd if=/dev/zero conv=notrunc) before the VM starts"
             );
         }
-        if shared {
+        if shared && direct.is_none() {
             // What this host remembers of the disk may be older than what the other side wrote.
             let forgotten = rustix::fs::fdatasync(&plain)
                 .and_then(|()| fadvise(&plain, 0, None, Advice::DontNeed));
@@ -144,56 +146,86 @@ impl OpenDisk {
                 tracing::warn!(disk = %path.display(), %error, "the page cache is not dropped");
             }
         }
+        let durable_writes = shared && (direct.is_none() || metadata_stays_here);
+        let is_direct = direct.is_some();
+        let (open, alignment) = direct.unwrap_or((plain, 512));
         Ok(Self {
             path: path.clone(),
             bytes: file.bytes,
             read_only: file.read_only,
-            durable_writes: shared && (direct.is_none() || metadata_stays_here),
+            durable_writes,
             settles: shared && kind.is_file(),
-            plain,
-            direct,
+            file: open,
+            direct: is_direct,
+            alignment,
         })
     }
 
     /// Whether transfers go past the page cache.
     pub(super) const fn is_direct(&self) -> bool {
-        self.direct.is_some()
-    }
-
-    /// What direct transfers are aligned to, bytes; 512 where there are none.
-    pub(super) fn alignment(&self) -> u32 {
         self.direct
-            .as_ref()
-            .map_or(512, |(_, alignment)| *alignment)
     }
 
-    /// The descriptors to register: for aligned transfers, and for all others.
-    pub(super) fn descriptors(&self) -> [RawFd; 2] {
-        let plain = self.plain.as_raw_fd();
-        let direct = self.direct.as_ref();
-        [direct.map_or(plain, |(file, _)| file.as_raw_fd()), plain]
+    /// What transfers must be multiples of, bytes.
+    pub(super) const fn alignment(&self) -> u32 {
+        self.alignment
+    }
+
+    pub(super) fn descriptor(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    /// The whole blocks that `request` lies in: where they begin, and how many bytes they have.
+    pub(super) fn blocks(&self, request: &DiskRequest) -> (u64, u64) {
+        let alignment = u64::from(self.alignment);
+        let start = request.offset - request.offset % alignment;
+        // In range: the disk is made of whole blocks, and the request lies on it.
+        let end = (request.offset + request.length).next_multiple_of(alignment);
+        (start, end - start)
+    }
+
+    /// Whether `request` is not made of whole blocks: sectors of 512 bytes on a disk that transfers
+    /// 4,096 at a time.
+    pub(super) fn is_misaligned(&self, request: &DiskRequest) -> bool {
+        self.blocks(request) != (request.offset, request.length)
     }
 
     /// Reads what `request` asks for into its bounce buffer, and waits for it.
     pub(super) fn read(&self, request: &DiskRequest, region: &BounceRegion) -> io::Result<()> {
-        let [direct, plain] = self.descriptors();
-        let descriptor = if self.is_misaligned(request) {
-            plain
-        } else {
-            direct
-        };
+        if !self.is_misaligned(request) {
+            return self.read_blocks(request.offset, region, request.bounce, request.length);
+        }
+        let (start, length) = self.blocks(request);
+        let whole = BounceRegion::new(length)?;
+        self.read_blocks(start, &whole, 0, length)?;
+        whole.copy_to(
+            request.offset - start,
+            region,
+            request.bounce,
+            request.length,
+        );
+        Ok(())
+    }
+
+    fn read_blocks(
+        &self,
+        from: u64,
+        region: &BounceRegion,
+        to: u64,
+        length: u64,
+    ) -> io::Result<()> {
         let mut done = 0;
-        while done < request.length {
-            let left = request.length - done;
-            let buffer = region.address(request.bounce + done, left);
+        while done < length {
+            let left = length - done;
+            let buffer = region.address(to + done, left);
             // SAFETY: `address` has checked that the buffer is `left` bytes of the region, which lives
-            // as long as the borrow; it is this request's alone. The descriptor is of a file of ours.
+            // as long as the borrow; it is this read's alone. The descriptor is of a file of ours.
             let read = unsafe {
                 libc::pread(
-                    descriptor,
+                    self.descriptor(),
                     buffer.cast(),
                     left as usize,
-                    (request.offset + done) as i64,
+                    (from + done) as i64,
                 )
             };
             match u64::try_from(read) {
@@ -208,15 +240,6 @@ impl OpenDisk {
             }
         }
         Ok(())
-    }
-
-    /// Whether direct I/O takes no transfer of this alignment. Such a one goes through the page cache,
-    /// alone on its disk and durably, so that nothing of it is in the cache behind it that a direct
-    /// transfer would not see: a read or write of 512 bytes of a disk with blocks of 4,096 waits for
-    /// everything before it, and keeps everything behind it waiting.
-    pub(super) fn is_misaligned(&self, request: &DiskRequest) -> bool {
-        let alignment = u64::from(self.alignment());
-        !request.offset.is_multiple_of(alignment) || !request.length.is_multiple_of(alignment)
     }
 }
 

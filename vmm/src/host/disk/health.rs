@@ -14,8 +14,7 @@ pub struct DiskHealth {
     pub path: String,
     /// Past the host's page cache (`O_DIRECT`).
     pub direct: bool,
-    /// What direct transfers must be aligned to, bytes; requests that are not go through the page
-    /// cache, one at a time.
+    /// What transfers are multiples of, bytes; requests that are not are widened, one at a time.
     pub alignment: u32,
     /// Each write is made durable before it completes, asked for or not: the disk is shared, and would
     /// otherwise be in this host's memory alone.

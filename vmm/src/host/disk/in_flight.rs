@@ -1,6 +1,7 @@
 //! Requests that the kernel has: tokens that cannot be dropped unfinished.
 
 use super::file::OpenDisk;
+use super::sqe::Buffers;
 use crate::ft::disk::{DiskOp, DiskRequest, DiskStatus, RequestId};
 
 /// What is asked of the kernel for a request.
@@ -13,6 +14,16 @@ pub(super) enum Stage {
     },
     /// It changed the disk in this host's memory; now it is made to stay.
     Settling,
+    /// It is not made of whole blocks: those around it are read.
+    Gather {
+        /// Bytes.
+        done: u64,
+    },
+    /// Its data is among the blocks around it, which are written.
+    Scatter {
+        /// Bytes.
+        done: u64,
+    },
 }
 
 /// A request that the kernel may have: while it lives, its bounce buffer is the kernel's.
@@ -22,8 +33,6 @@ pub(super) struct InFlight {
     pub(super) stage: Stage,
     /// When it was first handed over, nanoseconds of [`lockstep_perf::stamp::now`].
     pub(super) since: u64,
-    /// Through the page cache, with the disk to itself.
-    pub(super) exclusive: bool,
 }
 
 /// What follows on the end of an operation.
@@ -39,37 +48,56 @@ pub(super) enum Next {
 
 impl InFlight {
     /// Takes note of an operation's result, as the kernel gives it.
-    pub(super) fn proceed(&mut self, result: i32, disk: &OpenDisk) -> Next {
+    pub(super) fn proceed(&mut self, result: i32, disk: &OpenDisk, buffers: &Buffers<'_>) -> Next {
         let moved = match u64::try_from(result) {
             Ok(moved) => moved,
             Err(_) if matches!(-result, libc::EINTR | libc::EAGAIN) => return Next::Again,
             Err(_) => return self.without(-result),
         };
-        match (self.stage, self.request.op) {
+        let request = self.request;
+        let whole = disk.blocks(&request);
+        let among = request.offset - whole.0;
+        match (self.stage, request.op) {
             (Stage::Request { done }, DiskOp::Read | DiskOp::Write { .. }) => {
-                let reached = done + moved;
-                if reached >= self.request.length {
-                    return Next::Done;
-                }
-                // Direct I/O goes on at a block's start; what is done twice is done alike.
-                let step = if self.exclusive {
-                    512
-                } else {
-                    u64::from(disk.alignment())
-                };
-                let reached = reached - reached % step;
-                if reached <= done {
-                    // No progress: the file has been cut, say. The rest is not there.
-                    return Next::Failed(libc::EIO);
-                }
-                self.stage = Stage::Request { done: reached };
-                Next::Again
+                let reached = reached(done, moved, request.length, disk);
+                self.transferred(reached, |done| Stage::Request { done })
             }
             (Stage::Request { .. }, DiskOp::WriteZeroes { .. }) if disk.settles => {
                 self.stage = Stage::Settling;
                 Next::Again
             }
+            (Stage::Gather { done }, op) => {
+                let reached = reached(done, moved, whole.1, disk);
+                let next = self.transferred(reached, |done| Stage::Gather { done });
+                if next != Next::Done {
+                    return next;
+                }
+                let (blocks, region) = (buffers.blocks, buffers.region);
+                if op == DiskOp::Read {
+                    blocks.copy_to(among, region, request.bounce, request.length);
+                    return Next::Done;
+                }
+                region.copy_to(request.bounce, blocks, among, request.length);
+                self.stage = Stage::Scatter { done: 0 };
+                Next::Again
+            }
+            (Stage::Scatter { done }, _) => {
+                let reached = reached(done, moved, whole.1, disk);
+                self.transferred(reached, |done| Stage::Scatter { done })
+            }
             _ => Next::Done,
+        }
+    }
+
+    fn transferred(&mut self, reached: Reached, stage: impl FnOnce(u64) -> Stage) -> Next {
+        match reached {
+            Reached::End => Next::Done,
+            // The file has been cut, say: the rest is not there.
+            Reached::Nothing => Next::Failed(libc::EIO),
+            Reached::Part(done) => {
+                self.stage = stage(done);
+                Next::Again
+            }
         }
     }
 
@@ -84,6 +112,28 @@ impl InFlight {
             return Next::Again;
         }
         Next::Failed(errno)
+    }
+}
+
+/// How far a transfer has come.
+enum Reached {
+    End,
+    Part(u64),
+    Nothing,
+}
+
+/// A transfer of `length` bytes that was at `done` has moved `moved` more.
+fn reached(done: u64, moved: u64, length: u64, disk: &OpenDisk) -> Reached {
+    let reached = done + moved;
+    if reached >= length {
+        return Reached::End;
+    }
+    // Direct I/O goes on at a block's start; what is done twice is done alike.
+    let reached = reached - reached % u64::from(disk.alignment());
+    if reached > done {
+        Reached::Part(reached)
+    } else {
+        Reached::Nothing
     }
 }
 

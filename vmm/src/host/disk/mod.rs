@@ -18,6 +18,11 @@
 //! | page cache, shared | durable: the other side must find it when this host dies |
 //! | page cache, own | in this host's memory; durable with a flush, or if asked for |
 //!
+//! A request for single sectors on a disk that transfers blocks of 4,096 bytes is widened: the blocks around
+//! it are read, and written back with its data among them. It has its disk to itself meanwhile, and what
+//! was asked for behind it waits, so it costs the time of one request or two at depth 1. (The page cache
+//! would do that too, but may remember what the other side has written over since.)
+//!
 //! A shared file with holes on a file system that several hosts mount is written durably, too: its
 //! metadata would stay with this host.
 
@@ -44,6 +49,7 @@ use file::OpenDisk;
 use health::Complaints;
 use in_flight::{InFlight, Stage, Tokens};
 use ring::DiskRing;
+use sqe::Buffers;
 
 pub use error::DiskError;
 pub use file::{DiskFile, Sharing};
@@ -58,8 +64,6 @@ pub const MAX_TRANSFER_BYTES: u64 = 1 << 20;
 struct Disk {
     file: OpenDisk,
     in_flight: u32,
-    /// The one in flight has the disk to itself.
-    exclusive: bool,
     complaints: Complaints,
     hanging: bool,
     errors: u64,
@@ -79,6 +83,10 @@ pub struct Disks {
     disks: Vec<Disk>,
     region: BounceRegion,
     fixed_buffers: bool,
+    /// Whole blocks around the one request under way that is not made of such.
+    blocks: BounceRegion,
+    /// Its token's place.
+    widened: Option<u32>,
     options: DiskOptions,
     /// When to look for hanging requests next.
     watch_at: u64,
@@ -122,18 +130,17 @@ impl Disks {
             disks.push(Disk {
                 file: OpenDisk::open(file)?,
                 in_flight: 0,
-                exclusive: false,
                 complaints: Complaints::default(),
                 hanging: false,
                 errors: 0,
                 last_error: None,
             });
         }
+        // Nothing of it is touched where blocks are sectors.
+        let blocks = BounceRegion::new(MAX_TRANSFER_BYTES + 2 * BOUNCE_ALIGN)
+            .map_err(|source| DiskError::Memory { source })?;
         let ring = DiskRing::new(options.queue_depth)?;
-        let descriptors: Vec<RawFd> = disks
-            .iter()
-            .flat_map(|disk| disk.file.descriptors())
-            .collect();
+        let descriptors: Vec<RawFd> = disks.iter().map(|disk| disk.file.descriptor()).collect();
         ring.register_files(&descriptors)?;
         // SAFETY: `Disks` keeps a clone of the region, in a field that is dropped behind the ring.
         let registered = unsafe { ring.register_memory(&region) };
@@ -155,6 +162,8 @@ impl Disks {
             disks,
             region,
             fixed_buffers: registered.is_ok(),
+            blocks,
+            widened: None,
             options: options.clone(),
             watch_at: 0,
             ring_failed: false,
@@ -188,22 +197,26 @@ impl Disks {
         while self.tokens.has_room()
             && let Some(request) = self.waiting.front()
         {
-            let disk = &mut self.disks[usize::from(request.disk)];
             let transfers = matches!(request.op, DiskOp::Read | DiskOp::Write { .. });
-            let exclusive = transfers && disk.file.is_misaligned(request);
-            if disk.exclusive || (exclusive && disk.in_flight > 0) {
+            let disk = &self.disks[usize::from(request.disk)];
+            // Blocks around a request are read and written back, so nothing else may touch them.
+            let widen = transfers && disk.file.is_misaligned(request);
+            if self.widened.is_some() || (widen && disk.in_flight > 0) {
                 break;
             }
-            disk.in_flight += 1;
-            disk.exclusive = exclusive;
             let token = InFlight {
                 request: *request,
-                stage: Stage::Request { done: 0 },
+                stage: if widen {
+                    Stage::Gather { done: 0 }
+                } else {
+                    Stage::Request { done: 0 }
+                },
                 since: stamp::now(),
-                exclusive,
             };
-            self.waiting.pop_front();
             if let Some(place) = self.tokens.begin(token) {
+                self.widened = widen.then_some(place);
+                self.disks[usize::from(request.disk)].in_flight += 1;
+                self.waiting.pop_front();
                 self.push(place);
             }
         }
@@ -413,10 +426,15 @@ impl Disks {
             return;
         };
         let disk = &self.disks[usize::from(token.request.disk)].file;
-        let entry =
-            sqe::entry(token, disk, &self.region, self.fixed_buffers).user_data(u64::from(place));
-        // SAFETY: the bounce buffer lies in `region`, which lives until nothing is in flight (`drop`),
-        // and belongs to this request until its completion is handed out; the files stay open as long.
+        let buffers = Buffers {
+            region: &self.region,
+            fixed: self.fixed_buffers,
+            blocks: &self.blocks,
+        };
+        let entry = sqe::entry(token, disk, &buffers).user_data(u64::from(place));
+        // SAFETY: the buffer lies in `region` or `blocks`, which live until nothing is in flight
+        // (`drop`). A bounce buffer belongs to its request until its completion is handed out, the
+        // blocks to the one that is widened; the files stay open as long.
         unsafe { self.ring.push(&entry) };
     }
 
@@ -440,7 +458,12 @@ impl Disks {
     fn take(&mut self, place: u32, result: i32) -> Option<(RequestId, DiskStatus)> {
         let token = self.tokens.get(place)?;
         let disk = &mut self.disks[usize::from(token.request.disk)];
-        let status = match token.proceed(result, &disk.file) {
+        let buffers = Buffers {
+            region: &self.region,
+            fixed: self.fixed_buffers,
+            blocks: &self.blocks,
+        };
+        let status = match token.proceed(result, &disk.file, &buffers) {
             in_flight::Next::Again => {
                 self.again.push(place);
                 return None;
@@ -452,7 +475,9 @@ impl Disks {
             }
         };
         disk.in_flight -= 1;
-        disk.exclusive = false;
+        if self.widened == Some(place) {
+            self.widened = None;
+        }
         self.tokens.finish(place, status)
     }
 }
@@ -497,7 +522,7 @@ impl Drop for Disks {
             if let Err(error) = self.ring.wait(PATIENCE) {
                 // The kernel may go on writing there: nobody else gets that memory any more.
                 tracing::error!(%error, "disk requests cannot be waited for: their memory is kept");
-                std::mem::forget(self.region.clone());
+                std::mem::forget((self.region.clone(), self.blocks.clone()));
                 break;
             }
         }

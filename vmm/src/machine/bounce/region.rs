@@ -69,6 +69,23 @@ impl BounceRegion {
         unsafe { std::ptr::copy_nonoverlapping(source, data.as_mut_ptr(), data.len()) }
     }
 
+    /// Copies `length` bytes from `offset` to those from `at` of `target`, which is another region. As
+    /// for [`BounceRegion::read`], no transfer writes to the one or uses the other meanwhile.
+    ///
+    /// # Panics
+    /// They are not inside the regions, or the two are one.
+    pub fn copy_to(&self, offset: u64, target: &Self, at: u64, length: u64) {
+        assert!(
+            !Arc::ptr_eq(&self.memory, &target.memory),
+            "a bounce region is copied into itself"
+        );
+        let source = self.address(offset, length);
+        let destination = target.address(at, length);
+        // SAFETY: `address` has checked that both lie in their mappings, which live as long as the
+        // borrows; the mappings are two, so they do not overlap.
+        unsafe { std::ptr::copy_nonoverlapping(source, destination, length as usize) }
+    }
+
     /// Copies `data` to the bytes from `offset`. Not to be called while a transfer reads there.
     pub fn write(&self, offset: u64, data: &[u8]) {
         let target = self.address(offset, data.len() as u64);

@@ -54,6 +54,8 @@ pub struct TcpPrimary {
     ring: Ring,
     log: Consumer,
     sender: Sender,
+    /// What was committed at the last flush: nothing behind it is sent.
+    flushed: u64,
     wait: lockstep_ringbuf::WaitPolicy,
     kind: SendKind,
     sending: bool,
@@ -97,13 +99,15 @@ impl TcpPrimary {
             (false, false) => SendKind::Plain,
         };
         let stall_ns = u64::try_from(options.stall_timeout.as_nanos()).unwrap_or(u64::MAX);
-        let sender = Sender::new(last, log.cursor(), agreed.peer_ring_bytes, stall_ns);
+        let flushed = log.cursor();
+        let sender = Sender::new(last, flushed, agreed.peer_ring_bytes, stall_ns);
         Ok(Self {
             uring,
             stream,
             ring: ring.clone(),
             log,
             sender,
+            flushed,
             wait: options.wait,
             kind,
             sending: false,
@@ -121,7 +125,7 @@ impl TcpPrimary {
 
     /// Queues a send of what may be sent, if none is under way.
     fn queue_send(&mut self) -> bool {
-        let bytes = self.sender.sendable(self.log.committed()).min(MAX_SEND);
+        let bytes = self.sender.sendable(self.flushed).min(MAX_SEND);
         if self.sending || bytes == 0 {
             return false;
         }
@@ -263,6 +267,7 @@ impl TcpPrimary {
     }
 
     fn try_flush(&mut self, now: u64) -> Result<(), ChannelError> {
+        self.flushed = self.log.committed();
         let io = |error| ChannelError::of_connection("submitting to io_uring", error);
         if !self.queue_send() {
             return Ok(());
@@ -278,7 +283,8 @@ impl TcpPrimary {
         let io = |error| ChannelError::of_connection("submitting to io_uring", error);
         self.uring.run_task_work().map_err(io)?;
         let progress = self.take_completions(now)?;
-        if progress && !self.sendable() && self.uring.mode() == Mode::Deferred {
+        let more = !self.sending && self.sender.sendable(self.flushed) > 0;
+        if progress && !more && self.uring.mode() == Mode::Deferred {
             // What waits for this is more urgent than the next reception, and the socket stays
             // readable without one.
             return Ok(self.sender.acked());

@@ -123,6 +123,12 @@ group! {
         frame_entries: Gauge,
         /// Log entries of random bytes.
         entropy_entries: Gauge,
+        /// Log entries of disk requests that ended.
+        disk_entries: Gauge,
+        /// Disk requests that wait now: for an acknowledgement, or for earlier ones to the same blocks.
+        disk_waiting: Gauge,
+        /// Disk requests that the host's disks are at now.
+        disk_running: Gauge,
         /// Log entries of what the machine said.
         output_entries: Gauge,
         /// Log entries of digests.

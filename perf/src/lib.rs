@@ -13,6 +13,7 @@
 //! The crate knows nothing of virtual machines.
 
 pub mod counters;
+pub mod disk_stages;
 pub mod hgrm;
 pub mod histogram;
 pub mod interval;

@@ -119,6 +119,25 @@ pub struct ReplaySettings {
     pub lag_limit_ms: u32,
 }
 
+/// Disks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct DiskSettings {
+    /// Requests that the kernel has at a time, over all disks.
+    pub queue_depth: u32,
+    /// Memory for bounce buffers, bytes; the same on both sides.
+    pub bounce_bytes: u64,
+    /// What a guest reads is not sent to the backup, which reads the shared disk itself.
+    pub backup_reads: bool,
+    /// After a failover, a new write to blocks that the dead primary may still be writing waits this
+    /// long, milliseconds.
+    pub settle_ms: u32,
+    /// A request that takes longer than this is said to hang, milliseconds.
+    pub hang_ms: u32,
+    /// A backup repeats a read that fails, or finds other data, for this long, milliseconds.
+    pub read_retry_ms: u32,
+}
+
 /// All knobs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -131,6 +150,21 @@ pub struct Settings {
     pub failure: FailureSettings,
     /// Digests and clock.
     pub replay: ReplaySettings,
+    /// Disks.
+    pub disk: DiskSettings,
+}
+
+impl Default for DiskSettings {
+    fn default() -> Self {
+        Self {
+            queue_depth: 64,
+            bounce_bytes: 16 << 20,
+            backup_reads: false,
+            settle_ms: 100,
+            hang_ms: 5000,
+            read_retry_ms: 5000,
+        }
+    }
 }
 
 impl Default for ChannelSettings {

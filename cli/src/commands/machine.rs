@@ -1,6 +1,7 @@
 //! From a VM configuration file to what `lockstep_vmm::run` takes: the part that `run`, `primary`
 //! and `backup` have in common.
 
+use super::disk_argument::{DiskArgument, disk_specs};
 use crate::config::{BARE_TENANT, ConfigError, VmFile, needed};
 use clap::Args;
 use lockstep_logchan::transport::connect::ConnectError;
@@ -33,6 +34,13 @@ pub struct MachineArguments {
     /// Start from this snapshot (`lockstep snapshot`) of this machine instead of booting
     #[arg(long, value_name = "FILE")]
     pub from_snapshot: Option<PathBuf>,
+    /// Back the machine's next disk with this file or block device: shared, which both hosts reach
+    /// (the default), or own. Repeated for further disks; the same order on both sides
+    #[arg(long = "disk", value_name = "[shared:|own:]FILE")]
+    pub disks: Vec<DiskArgument>,
+    /// Do not send what the guest reads: the backup reads the shared disks itself
+    #[arg(long)]
+    pub backup_reads: bool,
     /// Serve the process's status at this Unix socket, for `lockstep status`
     #[arg(long, value_name = "PATH")]
     pub status: Option<PathBuf>,
@@ -89,6 +97,14 @@ pub enum MachineError {
     /// Its switch.
     #[error("network.switch: {0}")]
     Switch(#[from] SwitchError),
+    /// One of its disks.
+    #[error("--disk {}: {source}; it must be a file or a block device that this user may open", path.display())]
+    Disk {
+        /// Its file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// Where the two sides meet.
     #[error("channel.address: {0}")]
     Address(ConnectError),
@@ -161,7 +177,14 @@ pub fn prepare(
     let stop = control.clone();
     crate::signals::on_end(move || stop.stop()).map_err(host("listening to signals"))?;
 
-    let vm = vm_spec(file, arguments.from_snapshot.as_deref())?;
+    let mut settings = settings;
+    settings.disk.backup_reads |= arguments.backup_reads;
+    let vm = vm_spec(
+        file,
+        arguments.from_snapshot.as_deref(),
+        &arguments.disks,
+        settings.disk.bounce_bytes,
+    )?;
     let status = Arc::new(Status::default());
     let served = match &arguments.status {
         Some(path) => {
@@ -182,6 +205,7 @@ pub fn prepare(
         options: RunOptions {
             settings,
             world,
+            disks: arguments.disks.iter().map(DiskArgument::backing).collect(),
             control,
             status,
             warm_up: Duration::from_millis(arguments.warm_up_ms),
@@ -190,11 +214,16 @@ pub fn prepare(
     })
 }
 
-/// The machine that the file describes.
+/// The machine that the file describes, with these disks, whose bounce buffers have `bounce_bytes`.
 ///
 /// # Errors
-/// The kernel or the snapshot cannot be read, or no machine can be so.
-pub fn vm_spec(file: &VmFile, snapshot: Option<&Path>) -> Result<VmSpec, MachineError> {
+/// The kernel, the snapshot or a disk cannot be read, or no machine can be so.
+pub fn vm_spec(
+    file: &VmFile,
+    snapshot: Option<&Path>,
+    disks: &[DiskArgument],
+    bounce_bytes: u64,
+) -> Result<VmSpec, MachineError> {
     let kernel = kernel(&file.vm.kernel)?;
     let initrd = file.vm.initrd.as_deref();
     let initrd = initrd.map(|path| image("initrd", path)).transpose()?;
@@ -207,7 +236,8 @@ pub fn vm_spec(file: &VmFile, snapshot: Option<&Path>) -> Result<VmSpec, Machine
         nic: file.network.is_some(),
         mac: file.vm.mac.0,
         wall_clock_start: file.vm.wall_clock_start,
-        ..MachineConfig::default()
+        disks: disk_specs(disks)?,
+        bounce_bytes,
     };
     machine.validate()?;
     let snapshot = snapshot.map(|path| SnapshotFile::open(path).map(Arc::new));

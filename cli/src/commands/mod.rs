@@ -1,6 +1,7 @@
 //! The subcommands.
 
 pub mod bench;
+mod disk_argument;
 pub mod guest;
 pub mod machine;
 pub mod replay;

@@ -1,5 +1,6 @@
 //! `lockstep replay`: executes a saved log again, offline.
 
+use super::disk_argument::DiskArgument;
 use super::machine::{MachineError, vm_spec};
 use crate::config::VmFile;
 use clap::Args;
@@ -19,6 +20,9 @@ pub struct ReplayArguments {
     /// The snapshot from which it started, if it did
     #[arg(long, value_name = "FILE")]
     from_snapshot: Option<PathBuf>,
+    /// A disk that the machine had, for its size; nothing is read from it. Repeated, in the same order
+    #[arg(long = "disk", value_name = "FILE")]
+    disks: Vec<DiskArgument>,
     /// Print the outcome as JSON
     #[arg(long)]
     json: bool,
@@ -31,7 +35,12 @@ pub struct ReplayArguments {
 pub fn replay(arguments: &ReplayArguments) -> Result<ExitCode, MachineError> {
     let file = VmFile::read(&arguments.config)?;
     let report = run::replay(
-        &vm_spec(&file, arguments.from_snapshot.as_deref())?,
+        &vm_spec(
+            &file,
+            arguments.from_snapshot.as_deref(),
+            &arguments.disks,
+            file.settings.disk.bounce_bytes,
+        )?,
         &arguments.log,
     )?;
     if arguments.json {

@@ -1,5 +1,6 @@
 //! What a run leaves behind: printed, and as JSON for programs.
 
+use lockstep_perf::disk_stages::{DiskHistograms, DiskStage};
 use lockstep_perf::stages::{Stage, StageHistograms};
 use lockstep_vmm::ft::vm::StateDigest;
 use lockstep_vmm::machine::engine::EngineKind;
@@ -23,6 +24,9 @@ pub struct RunReport {
     pub digest: Option<StateDigest>,
     /// Where the outputs that were released spent their time.
     pub stages: StageHistograms,
+    /// Where the disk requests that ended spent theirs.
+    #[serde(default)]
+    pub disk_stages: DiskHistograms,
 }
 
 /// As what a process was started.
@@ -54,6 +58,22 @@ impl fmt::Display for RunReport {
                 writeln!(
                     f,
                     "{:<16} {:>8} outputs, p50 {:.2} p99 {:.2} p99.9 {:.2} max {:.2} us",
+                    stage.name(),
+                    p.count,
+                    p.p50,
+                    p.p99,
+                    p.p99_9,
+                    p.max
+                )?;
+            }
+        }
+        for stage in DiskStage::ALL {
+            let histogram = self.disk_stages.get(stage);
+            if histogram.count() > 0 {
+                let p = histogram.percentiles();
+                writeln!(
+                    f,
+                    "{:<16} {:>8} requests, p50 {:.2} p99 {:.2} p99.9 {:.2} max {:.2} us",
                     stage.name(),
                     p.count,
                     p.p50,

@@ -43,6 +43,7 @@ pub fn unprotected(
         failover: None,
         digest: None,
         stages: ended.stages,
+        disk_stages: ended.disk_stages,
     };
     publish(&report, arguments)
 }
@@ -84,6 +85,7 @@ pub fn primary(
         }),
         digest: None,
         stages: ended.stages,
+        disk_stages: ended.disk_stages,
     };
     publish(&report, arguments)
 }
@@ -121,6 +123,7 @@ pub fn backup(
         failover: ended.failover.map(|failover| serde_json::json!(failover)),
         digest: ended.digest,
         stages: ended.stages,
+        disk_stages: ended.disk_stages,
     };
     publish(&report, arguments)
 }

@@ -39,6 +39,8 @@ pub enum Unit {
     Entries,
     /// Ethernet frames.
     Frames,
+    /// Disk requests.
+    Requests,
     /// Guest instructions.
     Instructions,
     /// Microseconds.
@@ -56,6 +58,7 @@ impl fmt::Display for Unit {
             Self::Bytes => "bytes",
             Self::Entries => "entries",
             Self::Frames => "frames",
+            Self::Requests => "requests",
             Self::Instructions => "instructions",
             Self::Microseconds => "µs",
             Self::Milliseconds => "ms",

@@ -1,7 +1,9 @@
 //! The table itself.
 
 use super::Domain::{Integer, OneOf, PowerOfTwo, Switch};
-use super::Unit::{Bytes, Core, Entries, Frames, Instructions, Microseconds, Milliseconds};
+use super::Unit::{
+    Bytes, Core, Entries, Frames, Instructions, Microseconds, Milliseconds, Requests,
+};
 use super::{Knob, Unit};
 use lockstep_logchan::protocol::hello::MIN_RING_BYTES;
 
@@ -206,5 +208,47 @@ pub const TABLE: &[Knob] = &[
         Milliseconds,
         from(1, 60_000),
         "The primary is slowed down while its backup lags further behind than this"
+    ),
+    knob!(
+        "disk",
+        "queue-depth",
+        Requests,
+        from(1, 1024),
+        "Disk requests that the kernel has at a time, over all disks"
+    ),
+    knob!(
+        "disk",
+        "bounce-bytes",
+        Bytes,
+        from(1 << 20, 1 << 30),
+        "Memory for bounce buffers, a multiple of 4096; bounds what is under way, and is the same on both sides"
+    ),
+    knob!(
+        "disk",
+        "backup-reads",
+        Unit::None,
+        Switch,
+        "What the guest reads is not sent: the backup reads the shared disk itself (--backup-reads)"
+    ),
+    knob!(
+        "disk",
+        "settle-ms",
+        Milliseconds,
+        from(0, 60_000),
+        "After a failover, new writes to blocks that the dead primary may still be writing wait this long"
+    ),
+    knob!(
+        "disk",
+        "hang-ms",
+        Milliseconds,
+        from(1, 3_600_000),
+        "A disk request that takes longer than this is said to hang"
+    ),
+    knob!(
+        "disk",
+        "read-retry-ms",
+        Milliseconds,
+        from(0, 3_600_000),
+        "A backup that reads the shared disk itself repeats what fails, or brings other data, for this long"
     ),
 ];

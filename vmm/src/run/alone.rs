@@ -11,7 +11,7 @@ use super::control::Control;
 use super::idle::{self, Idle};
 use super::live::{Live, Turn};
 use crate::ft::gate::ReleaseLimit;
-use crate::ft::log::Unlogged;
+use crate::ft::log::{Sequence, Unlogged};
 use crate::ft::vm::Vm;
 
 /// Longest sleep, nanoseconds: nothing depends on it.
@@ -45,13 +45,15 @@ impl<V: Vm> Alone<V> {
         }
     }
 
-    /// Runs on to the next position, where everything said has been released: a machine can be saved
-    /// there.
+    /// Runs on to the next position, where everything said has been released and, the guest not
+    /// executing any more, all disk requests end: a machine can be saved there.
     pub fn settle(&mut self) -> Result<(), RunError> {
         while !self.live.vm.at_position() {
             self.live.turn(&mut self.log)?;
             self.live.release(ReleaseLimit::Everything, 0);
         }
+        self.live.finish_disk_requests(&mut self.log)?;
+        self.live.release(ReleaseLimit::Everything, 0);
         Ok(())
     }
 
@@ -62,6 +64,9 @@ impl<V: Vm> Alone<V> {
         loop {
             let turn = self.live.turn(&mut self.log)?;
             let any = self.live.release(ReleaseLimit::Everything, 0);
+            let started =
+                self.live
+                    .start_disks(ReleaseLimit::Everything, Sequence::NONE, u64::MAX)?;
             let now = stamp::now();
             if any {
                 released(now);
@@ -73,7 +78,7 @@ impl<V: Vm> Alone<V> {
             if self.control.stop_asked() {
                 return Ok(AloneEnd::Stopped);
             }
-            if turn == Turn::Progress || any {
+            if turn == Turn::Progress || any || started {
                 if let Some(since) = idle_since.take() {
                     self.idle.ended(since, now);
                 }
@@ -87,9 +92,12 @@ impl<V: Vm> Alone<V> {
             let wake_at = self.live.wake_at().unwrap_or(u64::MAX);
             let until = wake_at.min(announce_at).min(now + SLEEP_NS);
             let doorbell = PollFd::from_borrowed_fd(self.control.doorbell().fd(), PollFlags::IN);
-            let mut sources = [doorbell.clone(), doorbell];
+            let mut sources = [doorbell.clone(), doorbell.clone(), doorbell];
             if let Some(fd) = self.live.world.fd() {
                 sources[1] = PollFd::from_borrowed_fd(fd, PollFlags::IN);
+            }
+            if let Some(fd) = self.live.disks_fd() {
+                sources[2] = PollFd::from_borrowed_fd(fd, PollFlags::IN);
             }
             idle::sleep(&mut sources, until);
             // After the sleep and before the next look, so that no ring is lost.

@@ -13,6 +13,7 @@ use lockstep_logchan::protocol::receiver::Replayed;
 use lockstep_logchan::transport::ChannelError;
 use lockstep_logchan::transport::connect::Patience;
 use lockstep_perf::counters::Counters;
+use lockstep_perf::disk_stages::DiskHistograms;
 use lockstep_perf::stages::StageHistograms;
 use lockstep_perf::{pin, stamp};
 use lockstep_ringbuf::WaitPolicy;
@@ -22,6 +23,7 @@ use serde::Serialize;
 use super::alone::{Alone, AloneEnd};
 use super::arbiter_desk::ArbiterDesk;
 use super::control::Control;
+use super::disk_desk;
 use super::idle::{self, Idle};
 use super::live::{Live, LiveParts};
 use super::log_source::LogSource;
@@ -36,6 +38,7 @@ use crate::ft::announce;
 use crate::ft::arbiter::ArbitrationSettings;
 use crate::ft::backup::{Backup, BackupAction, BackupHalt, BackupState};
 use crate::ft::detector::{DetectorSettings, Suspicion};
+use crate::ft::disk::DiskRequest;
 use crate::ft::log::{EndReason, Sequence, Unlogged};
 use crate::ft::replayer::{Progress, Replayer};
 use crate::ft::shadow::ShadowRing;
@@ -65,6 +68,8 @@ pub struct Failover {
     pub times: FailoverTimes,
     /// Outputs that the primary may not have released, and that were sent again.
     pub resent: usize,
+    /// Disk requests that had no end in the log, and that were issued again.
+    pub reissued: usize,
     /// Frames that the primary had not logged, and that were received here instead.
     pub unlogged_frames: usize,
     /// The last entry replayed.
@@ -82,6 +87,8 @@ pub struct BackupReport {
     pub digest: Option<StateDigest>,
     /// Stages of the outputs released after it went live.
     pub stages: StageHistograms,
+    /// Of the disk requests that ended then.
+    pub disk_stages: DiskHistograms,
 }
 
 /// Why a backup's run ended.
@@ -200,10 +207,12 @@ impl<V: Vm> Following<V> {
                     break;
                 }
                 Ok(Progress::Replayed(_)) => any = true,
-                Ok(Progress::ReadDisk { request, .. }) => {
-                    let why = format!("the backup has no disk to do read {} from", request.id);
-                    self.role.refuse(why);
-                    break;
+                Ok(Progress::ReadDisk { request, digest }) => {
+                    any = true;
+                    if let Err(why) = self.read_shared_disk(&request, digest) {
+                        self.role.refuse(why);
+                        break;
+                    }
                 }
                 Ok(Progress::Ended(reason)) => {
                     self.role.ended(reason);
@@ -235,6 +244,20 @@ impl<V: Vm> Following<V> {
                 .set(replayed.sequence.0);
         }
         any
+    }
+
+    /// Reads from the shared disk what the log does not bring (`--backup-reads`).
+    fn read_shared_disk(&mut self, request: &DiskRequest, digest: u64) -> Result<(), String> {
+        let (replayer, vm) = (&mut self.replayer, &self.vm);
+        let Some(disks) = &self.live.disks else {
+            return Err(format!(
+                "this side has no disk to do read {} from",
+                request.id
+            ));
+        };
+        disks
+            .read_again(request, || replayer.disk_read(vm, request) == digest)
+            .map_err(|error| error.to_string())
     }
 
     /// Remembers what the network brought, see [`crate::ft::shadow`].
@@ -334,7 +357,8 @@ impl<V: Vm> Following<V> {
         self.status.stand(Standing::Alone);
         self.live.world = world;
         let now = stamp::now();
-        let live = Live::new(self.vm, self.live, now, taken.said);
+        let mut live = Live::new(self.vm, self.live, now, taken.said);
+        let reissued = live.reissue_disk_requests(now);
         let mut alone = Alone {
             live,
             log: Unlogged::after(taken.replayed),
@@ -350,6 +374,7 @@ impl<V: Vm> Following<V> {
                 .copied()
                 .unwrap_or(FailoverTimes::suspected(now, now)),
             resent,
+            reissued,
             unlogged_frames,
             replayed: taken.replayed.0,
         };
@@ -363,6 +388,7 @@ impl<V: Vm> Following<V> {
                 status.failover(failover.clone());
             }
         })?;
+        let (stages, disk_stages) = alone.live.into_stages();
         Ok(BackupReport {
             end: match end {
                 AloneEnd::PoweredOff => BackupEnd::PoweredOff,
@@ -370,7 +396,8 @@ impl<V: Vm> Following<V> {
             },
             failover: Some(failover),
             digest: None,
-            stages: alone.live.stages.into_histograms(),
+            stages,
+            disk_stages,
         })
     }
 
@@ -399,6 +426,7 @@ impl<V: Vm> Following<V> {
             failover: None,
             digest,
             stages: StageHistograms::new(),
+            disk_stages: DiskHistograms::new(),
         }
     }
 }
@@ -429,6 +457,8 @@ pub fn backup(vm: &VmSpec, pair: &PairSpec, options: RunOptions) -> Result<Backu
     if let pin::Placement::Refused { why, .. } = pin::place(settings.cpu.vcpu_core) {
         tracing::warn!(%why, "the replaying thread is not pinned");
     }
+    disk_desk::refuse_own(&options.disks)?;
+    let parts = LiveParts::of(options, &vm.machine, &machine)?;
     status.engine(vm.machine.engine);
     status.stand(Standing::Waiting);
     let hello = pair::hello(vm, Role::Backup, None, settings.channel.ring_bytes);
@@ -483,7 +513,7 @@ pub fn backup(vm: &VmSpec, pair: &PairSpec, options: RunOptions) -> Result<Backu
         mac: vm.machine.nic.then_some(vm.machine.mac),
         guest_ip: pair.guest_ip,
         budget: u64::from(settings.cpu.slice_instructions.max(1)),
-        live: LiveParts::of(options),
+        live: parts,
         tick_every: detector.silence.min(detector.stall) / 4,
         watched_at: now,
     }

@@ -5,24 +5,31 @@
 //! release, is the caller's: [`super::primary`] has a channel and a role, [`super::alone`] neither.
 
 use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use lockstep_perf::counters::Counters;
-use lockstep_perf::stages::OutputStamps;
+use lockstep_perf::disk_stages::DiskHistograms;
+use lockstep_perf::stages::{OutputStamps, StageHistograms};
 use lockstep_perf::stamp;
 
 use super::control::Control;
+use super::disk_desk::{DiskDesk, Outlets};
 use super::stage_report::StageReport;
 use super::world::World;
 use super::{RunError, RunOptions};
 use crate::ft::gate::{MAX_HELD_OUTPUTS, OutputGate, ReleaseLimit};
 use crate::ft::log::{EndReason, LogDraft, LogWrite, Sequence};
 use crate::ft::recorder::{RecordError, Recorder, RecorderSettings};
-use crate::ft::vm::{ENTROPY_LIMIT, Event, OutputKind, Stop, Vm};
+use crate::ft::vm::{ENTROPY_LIMIT, Event, Output, OutputKind, Stop, Vm};
 use crate::host::port::MAX_FRAME;
+use crate::machine::MachineConfig;
 
 /// Frames taken from the network in one turn: the guest gets to work on them before more are read.
 const FRAMES_PER_TURN: u32 = 32;
+
+/// Disk requests whose ends are told to the guest in one turn.
+const DISK_ENDS_PER_TURN: u32 = 64;
 
 /// While the guest executes, the world is looked at no more often than this, nanoseconds: a look
 /// costs a system call, and an exit-counting engine comes back every few microseconds.
@@ -47,6 +54,7 @@ pub(super) enum Turn {
 /// What a live machine is made of, apart from the machine.
 pub(super) struct LiveParts {
     pub world: World,
+    pub disks: Option<DiskDesk>,
     pub control: Control,
     pub counters: Arc<Counters>,
     pub recorder: RecorderSettings,
@@ -57,15 +65,32 @@ pub(super) struct LiveParts {
 }
 
 impl LiveParts {
-    pub fn of(options: RunOptions) -> Self {
-        Self {
+    /// Opens the disks of `vm`, whose configuration is `machine`.
+    ///
+    /// # Errors
+    /// They cannot be used.
+    pub fn of<V: Vm>(
+        options: RunOptions,
+        machine: &MachineConfig,
+        vm: &V,
+    ) -> Result<Self, RunError> {
+        let warm_up = u64::try_from(options.warm_up.as_nanos()).unwrap_or(u64::MAX);
+        let disks = DiskDesk::open(
+            machine,
+            &options.disks,
+            vm.bounce(),
+            &options.settings.disk,
+            stamp::now().saturating_add(warm_up),
+        )?;
+        Ok(Self {
             world: options.world,
+            disks,
             control: options.control,
             counters: Arc::clone(&options.status.counters),
             recorder: RecorderSettings::from(&options.settings.replay),
             slice: u64::from(options.settings.cpu.slice_instructions.max(1)),
-            warm_up: u64::try_from(options.warm_up.as_nanos()).unwrap_or(u64::MAX),
-        }
+            warm_up,
+        })
     }
 }
 
@@ -75,6 +100,7 @@ pub(super) struct Live<V: Vm> {
     pub recorder: Recorder,
     pub gate: OutputGate,
     pub world: World,
+    pub disks: Option<DiskDesk>,
     pub counters: Arc<Counters>,
     pub stages: StageReport,
     control: Control,
@@ -86,6 +112,8 @@ pub(super) struct Live<V: Vm> {
     powered_off: bool,
     ran_ns: u64,
     resume_at: u64,
+    /// Buffers of outputs, to be given back to the machine.
+    spent: Vec<Output>,
 }
 
 impl<V: Vm> Live<V> {
@@ -97,6 +125,7 @@ impl<V: Vm> Live<V> {
             recorder,
             gate: OutputGate::new(),
             world: parts.world,
+            disks: parts.disks,
             counters: parts.counters,
             stages: StageReport::from(now.saturating_add(parts.warm_up)),
             control: parts.control,
@@ -107,6 +136,7 @@ impl<V: Vm> Live<V> {
             powered_off: false,
             ran_ns: 0,
             resume_at: 0,
+            spent: Vec::new(),
         }
     }
 
@@ -135,9 +165,11 @@ impl<V: Vm> Live<V> {
         let started = stamp::now();
         if !self.halted && started >= self.resume_at {
             // While outputs wait, acknowledgements are looked for more often.
-            let slice = match self.gate.held() {
-                0 => self.slice,
-                _ => self.slice.min(SLICE_WHILE_HOLDING),
+            let disk_waits = self.disks.as_ref().is_some_and(|disks| disks.waiting() > 0);
+            let slice = if self.gate.held() > 0 || disk_waits {
+                self.slice.min(SLICE_WHILE_HOLDING)
+            } else {
+                self.slice
             };
             let until = self.vm.position().saturating_add(slice);
             let stop = self.vm.run(until).map_err(RecordError::Vm)?;
@@ -163,7 +195,16 @@ impl<V: Vm> Live<V> {
         kick: u64,
     ) -> Result<(), RecordError<V::Error>> {
         let before = self.gate.held();
-        let result = self.recorder.outputs(&mut self.vm, log, &mut self.gate);
+        let mut outlets = Outlets {
+            gate: &mut self.gate,
+            disks: self.disks.as_mut(),
+            spent: &mut self.spent,
+            now: if kick == 0 { stamp::now() } else { kick },
+        };
+        let result = self.recorder.outputs(&mut self.vm, log, &mut outlets);
+        for output in self.spent.drain(..) {
+            self.vm.recycle(output);
+        }
         let new = self.gate.held() - before;
         if new > 0 {
             let committed = if L::KEPT { stamp::now() } else { 0 };
@@ -208,6 +249,7 @@ impl<V: Vm> Live<V> {
                 events += 1;
             }
         }
+        events += self.tell_disk_ends(log, now)?;
         let tick = self.recorder.tick(&mut self.vm, log, now, self.halted)?;
         events += u64::from(tick.is_some());
         self.show_entries();
@@ -219,12 +261,88 @@ impl<V: Vm> Live<V> {
         Ok(events > 0)
     }
 
+    /// Tells the guest of disk requests that have ended. How many.
+    fn tell_disk_ends<L: LogWrite>(
+        &mut self,
+        log: &mut L,
+        now: u64,
+    ) -> Result<u64, RecordError<V::Error>> {
+        let Some(disks) = &mut self.disks else {
+            return Ok(0);
+        };
+        let mut told = 0;
+        while told < u64::from(DISK_ENDS_PER_TURN)
+            && let Some(ended) = disks.ended()
+        {
+            let entry = self.recorder.disk_done(
+                &mut self.vm,
+                log,
+                &ended.request,
+                ended.status,
+                disks.backup_reads,
+                now,
+            )?;
+            disks.told(entry, L::KEPT);
+            told += 1;
+        }
+        Ok(told)
+    }
+
+    /// Starts the disk requests that `limit` allows; `replayed` is how far the backup is known to have
+    /// come, and `until` the time until which the right to do so holds. Whether any was started.
+    pub fn start_disks(
+        &mut self,
+        limit: ReleaseLimit,
+        replayed: Sequence,
+        until: u64,
+    ) -> Result<bool, RunError> {
+        let Some(disks) = &mut self.disks else {
+            return Ok(false);
+        };
+        let any = disks.start(limit, replayed, until)?;
+        let shown = &self.counters.vcpu;
+        shown.disk_waiting.set(disks.waiting() as u64);
+        shown.disk_running.set(disks.running() as u64);
+        Ok(any)
+    }
+
+    /// This machine has gone live: the disk requests that it has no end of are issued again.
+    pub fn reissue_disk_requests(&mut self, now: u64) -> usize {
+        let requests = self.vm.disk_requests();
+        let count = requests.len();
+        if let Some(disks) = &mut self.disks {
+            disks.reissue(requests, now);
+        }
+        count
+    }
+
+    /// Whether no disk request is under way.
+    pub fn disks_are_idle(&self) -> bool {
+        self.disks.as_ref().is_none_or(DiskDesk::is_idle)
+    }
+
+    /// Goes on with disk requests alone, without executing: a machine that is to be saved.
+    pub fn finish_disk_requests<L: LogWrite>(&mut self, log: &mut L) -> Result<(), RunError> {
+        const PATIENCE: std::time::Duration = std::time::Duration::from_millis(10);
+        while !self.disks_are_idle() {
+            self.start_disks(ReleaseLimit::Everything, Sequence::NONE, u64::MAX)?;
+            if let Some(disks) = &mut self.disks {
+                disks.await_progress(PATIENCE)?;
+            }
+            self.tell_disk_ends(log, stamp::now())
+                .and_then(|_| self.hold_outputs(log, 0))
+                .map_err(RunError::of_record)?;
+        }
+        Ok(())
+    }
+
     /// Log economy, for whoever asks.
     fn show_entries(&self) {
         let (counts, shown) = (self.recorder.counts(), &self.counters.vcpu);
         shown.clock_entries.set(counts.clocks);
         shown.frame_entries.set(counts.frames);
         shown.entropy_entries.set(counts.entropy);
+        shown.disk_entries.set(counts.disk);
         shown.output_entries.set(counts.outputs);
         shown.digest_entries.set(counts.digests);
     }
@@ -317,6 +435,18 @@ impl<V: Vm> Live<V> {
     pub fn wake_at(&self) -> Option<u64> {
         let timer = self.recorder.wake_at(&self.vm);
         let resume = (!self.halted).then_some(self.resume_at);
-        timer.into_iter().chain(resume).min()
+        let disks = self.disks.as_ref().and_then(DiskDesk::wake_at);
+        timer.into_iter().chain(resume).chain(disks).min()
+    }
+
+    /// What a sleeping driver polls for the end of disk requests.
+    pub fn disks_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.disks.as_ref().map(|disks| disks.host().as_fd())
+    }
+
+    /// Where outputs and disk requests spent their time.
+    pub fn into_stages(self) -> (StageHistograms, DiskHistograms) {
+        let disks = self.disks.map(DiskDesk::into_stages);
+        (self.stages.into_histograms(), disks.unwrap_or_default())
     }
 }

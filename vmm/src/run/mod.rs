@@ -12,6 +12,7 @@ mod alone;
 mod arbiter_desk;
 mod backup;
 mod control;
+mod disk_desk;
 mod door;
 mod doorbell;
 mod idle;
@@ -32,6 +33,7 @@ mod world;
 pub use alone::AloneEnd;
 pub use backup::{BackupEnd, BackupReport, Failover, backup};
 pub use control::Control;
+pub use disk_desk::{BackingError, DiskBacking};
 pub use doorbell::Doorbell;
 pub use pair::PairSpec;
 pub use primary::{PrimaryEnd, PrimaryReport, primary};
@@ -46,6 +48,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ft::recorder::RecordError;
+use crate::host::disk::DiskError;
 use crate::host::snapshot_file::{Origin, SnapshotError, SnapshotFile};
 use crate::machine::{Machine, MachineConfig};
 use crate::settings::Settings;
@@ -71,6 +74,8 @@ pub struct RunOptions {
     pub settings: Settings,
     /// Its network and its console.
     pub world: World,
+    /// What backs its disks here, in their order.
+    pub disks: Vec<DiskBacking>,
     /// The operator's handle.
     pub control: Control,
     /// Where it says how it is.
@@ -96,6 +101,12 @@ pub enum RunError {
         /// The host's answer.
         source: std::io::Error,
     },
+    /// A disk's file or device cannot be used, or its ring failed.
+    #[error("a disk: {0}")]
+    Disk(#[from] DiskError),
+    /// The machine's disks are not backed.
+    #[error(transparent)]
+    Backing(#[from] BackingError),
     /// Setting up the channel failed.
     #[error("setting up the channel: {0}")]
     Channel(#[source] Box<dyn Error + Send + Sync>),

@@ -14,6 +14,7 @@ use lockstep_logchan::transport::connect::Listener;
 use lockstep_logchan::transport::{ChannelError, PrimaryChannel};
 use lockstep_logchan::writer::EntryWriter;
 use lockstep_perf::counters::{Counter, Counters};
+use lockstep_perf::disk_stages::DiskHistograms;
 use lockstep_perf::stages::StageHistograms;
 use lockstep_perf::{pin, stamp};
 use rustix::event::{PollFd, PollFlags};
@@ -21,6 +22,7 @@ use rustix::event::{PollFd, PollFlags};
 use super::alone::{Alone, AloneEnd};
 use super::arbiter_desk::ArbiterDesk;
 use super::control::Control;
+use super::disk_desk;
 use super::door::Door;
 use super::idle::{self, Idle};
 use super::live::{Live, LiveParts, Turn};
@@ -58,6 +60,8 @@ pub struct PrimaryReport {
     pub suspicion: Option<Suspicion>,
     /// Stages of the outputs released after the warm-up.
     pub stages: StageHistograms,
+    /// Of the disk requests that ended after it.
+    pub disk_stages: DiskHistograms,
 }
 
 /// Why a primary's run ended.
@@ -85,6 +89,8 @@ pub(super) struct Protected<V: Vm> {
     pub flushed_outputs: u64,
     /// When that was.
     pub flushed_at: u64,
+    /// The last entry that the backup is known to have replayed.
+    pub replayed: Sequence,
     /// The last entry for which the backup was woken, and when.
     pub woken: Sequence,
     pub woken_at: u64,
@@ -124,6 +130,7 @@ impl<V: Vm> Protected<V> {
             // While it stood still and has not marked that yet, it does not know what it may release.
             let released =
                 !self.stood_still && self.live.release(self.role.release_limit(), self.acked_at);
+            let started = !self.stood_still && self.start_disks()?;
             self.wake_backup(now, turn);
             self.listen(now);
             self.role.tick(now);
@@ -158,7 +165,7 @@ impl<V: Vm> Protected<V> {
                 self.close_log(&end)?;
                 return Ok(self.report(end, suspicion));
             }
-            if turn == Turn::Progress || released || acked != before {
+            if turn == Turn::Progress || released || started || acked != before {
                 if let Some(since) = idle_since.take() {
                     self.idle.ended(since, now);
                 }
@@ -213,6 +220,7 @@ impl<V: Vm> Protected<V> {
             announcements: VecDeque::new(),
         };
         let end = alone.run(|now| role.output_left(now))?;
+        let (stages, disk_stages) = alone.live.into_stages();
         Ok(PrimaryReport {
             end: match end {
                 AloneEnd::PoweredOff => PrimaryEnd::PoweredOff,
@@ -220,16 +228,19 @@ impl<V: Vm> Protected<V> {
             },
             times: role.times().copied(),
             suspicion,
-            stages: alone.live.stages.into_histograms(),
+            stages,
+            disk_stages,
         })
     }
 
     fn report(self, end: PrimaryEnd, suspicion: Option<Suspicion>) -> PrimaryReport {
+        let (stages, disk_stages) = self.live.into_stages();
         PrimaryReport {
             end,
             times: self.role.times().copied(),
             suspicion,
-            stages: self.live.stages.into_histograms(),
+            stages,
+            disk_stages,
         }
     }
 
@@ -237,7 +248,7 @@ impl<V: Vm> Protected<V> {
     /// may release again.
     fn fence_after_a_pause(&mut self, now: u64) -> Result<(), RunError> {
         // Twice the longest sleep of this loop, half of what the backup calls silence.
-        self.stood_still |= now.saturating_sub(self.looked_at) > 2 * self.tick_every;
+        self.stood_still |= now.saturating_sub(self.looked_at) > self.longest_turn();
         self.looked_at = now;
         if self.stood_still
             && let Some(written) = self.live.mark_time(&mut self.log, now)?
@@ -246,6 +257,19 @@ impl<V: Vm> Protected<V> {
             self.stood_still = false;
         }
         Ok(())
+    }
+
+    /// A turn that takes longer than this is a pause.
+    const fn longest_turn(&self) -> u64 {
+        2 * self.tick_every
+    }
+
+    /// Starts the disk requests that may start. The right to write holds until this turn would be a
+    /// pause: a thread that was stopped since it looked at its role finds out here, and writes nothing.
+    fn start_disks(&mut self) -> Result<bool, RunError> {
+        let until = self.looked_at.saturating_add(self.longest_turn());
+        let limit = self.role.release_limit();
+        self.live.start_disks(limit, self.replayed, until)
     }
 
     /// Sends what is committed and takes the acknowledgements.
@@ -279,6 +303,7 @@ impl<V: Vm> Protected<V> {
             self.role.heard(now);
             self.counters.channel.acked_sequence.set(acked.0);
         }
+        self.replayed = self.replayed.max(answer.replayed);
         self.throttle.report(now, answer.lag_ns);
         self.counters.channel.lag_ns.set(answer.lag_ns);
         self.counters
@@ -353,7 +378,15 @@ impl<V: Vm> Protected<V> {
         let doorbell = PollFd::from_borrowed_fd(self.control.doorbell().fd(), PollFlags::IN);
         let port = self.live.world.fd();
         // On the stack, for the hot path allocates nothing: what is not there is the doorbell again.
-        let mut sources = [doorbell.clone(), doorbell.clone(), doorbell];
+        let mut sources = [
+            doorbell.clone(),
+            doorbell.clone(),
+            doorbell.clone(),
+            doorbell,
+        ];
+        if let Some(fd) = self.live.disks_fd().filter(|_| self.role.may_run()) {
+            sources[3] = PollFd::from_borrowed_fd(fd, PollFlags::IN);
+        }
         if let Some(fd) = port.filter(|_| self.role.may_run()) {
             sources[1] = PollFd::from_borrowed_fd(fd, PollFlags::IN);
         }
@@ -414,6 +447,8 @@ pub fn primary(
     if let pin::Placement::Refused { why, .. } = pin::place(settings.cpu.vcpu_core) {
         tracing::warn!(%why, "the vCPU thread is not pinned");
     }
+    disk_desk::refuse_own(&options.disks)?;
+    let parts = LiveParts::of(options, &vm.machine, &machine)?;
     status.engine(vm.machine.engine);
     status.stand(Standing::Waiting);
     let hello = pair::hello(
@@ -431,6 +466,7 @@ pub fn primary(
             times: None,
             suspicion: None,
             stages: StageHistograms::new(),
+            disk_stages: DiskHistograms::new(),
         });
     };
     let generation = connection.agreed.generation;
@@ -458,7 +494,7 @@ pub fn primary(
         now,
     );
     let protected = Protected {
-        live: Live::new(machine, LiveParts::of(options), now, 0),
+        live: Live::new(machine, parts, now, 0),
         log,
         channel: Some(channel),
         role,
@@ -466,6 +502,7 @@ pub fn primary(
         acked_at: 0,
         flushed_outputs: 0,
         flushed_at: 0,
+        replayed: Sequence::NONE,
         woken: Sequence::NONE,
         woken_at: 0,
         looked_at: now,

@@ -109,7 +109,8 @@ pub fn snapshot(
         seen = Some(console.seen());
         Box::new(console)
     });
-    let live = Live::new(machine, LiveParts::of(options), stamp::now(), 0);
+    let parts = LiveParts::of(options, &vm.machine, &machine)?;
+    let live = Live::new(machine, parts, stamp::now(), 0);
     let mut alone = Alone {
         live,
         log: Unlogged::after(Sequence::NONE),

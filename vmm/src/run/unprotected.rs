@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use lockstep_perf::disk_stages::DiskHistograms;
 use lockstep_perf::stages::StageHistograms;
 use lockstep_perf::{pin, stamp};
 
@@ -20,6 +21,8 @@ pub struct UnprotectedReport {
     pub end: AloneEnd,
     /// From the guest's kick to the output's release; the stages in between do not exist here.
     pub stages: StageHistograms,
+    /// Where disk requests spent their time.
+    pub disk_stages: DiskHistograms,
 }
 
 /// Runs `vm` on the calling thread until it powers off or is stopped.
@@ -36,7 +39,8 @@ pub fn unprotected(vm: &VmSpec, options: RunOptions) -> Result<UnprotectedReport
     }
     options.status.engine(vm.machine.engine);
     options.status.stand(Standing::Unprotected);
-    let live = Live::new(machine, LiveParts::of(options), stamp::now(), 0);
+    let parts = LiveParts::of(options, &vm.machine, &machine)?;
+    let live = Live::new(machine, parts, stamp::now(), 0);
     let mut alone = Alone {
         live,
         log: Unlogged::after(Sequence::NONE),
@@ -45,8 +49,10 @@ pub fn unprotected(vm: &VmSpec, options: RunOptions) -> Result<UnprotectedReport
         announcements: VecDeque::new(),
     };
     let end = alone.run(|_| ())?;
+    let (stages, disk_stages) = alone.live.into_stages();
     Ok(UnprotectedReport {
         end,
-        stages: alone.live.stages.into_histograms(),
+        stages,
+        disk_stages,
     })
 }

@@ -214,6 +214,15 @@ impl Schedule {
         Some(self.running.swap_remove(index))
     }
 
+    /// The request of this number that has been started and not ended.
+    #[must_use]
+    pub fn request(&self, id: RequestId) -> Option<DiskRequest> {
+        let mut running = self.running.iter();
+        running
+            .find(|running| running.request.id == id)
+            .map(|running| running.request)
+    }
+
     /// How many have not been started.
     #[must_use]
     pub fn waiting(&self) -> usize {

@@ -16,6 +16,7 @@ fn next(reader: &mut EntryReader) -> Option<(Sequence, Flags, u64, String)> {
     let entry = reader.peek().unwrap()?;
     let body = match decode(entry.kind(), entry.payload()).unwrap() {
         Body::Event(event) => format!("{event:?}"),
+        Body::DiskRead(mark) => format!("{mark:?}"),
         Body::Mark(Mark::Output(mark)) => format!("output {} {:?}", mark.number, mark.kind),
         Body::Mark(mark) => format!("{mark:?}"),
     };

@@ -9,6 +9,8 @@ use crate::ft::vm::{DigestScope, Event, OutputKind};
 use lockstep_logchan::reader::EntryReader;
 use lockstep_logchan::writer::EntryWriter;
 
+mod disk;
+
 const SETTINGS: RecorderSettings = RecorderSettings {
     clock_drift: 2_000,
     digest_interval: 20_000,
@@ -38,6 +40,9 @@ impl OutputSink for Noting<'_> {
     fn hold(&mut self, sequence: Sequence, output: Output) {
         self.1.push((output.kind, output.bytes.clone()));
         self.0.hold(sequence, output);
+    }
+    fn pass(&mut self, output: Output) {
+        self.0.pass(output);
     }
     fn released(&self) -> Sequence {
         self.0.released()

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::settings::DiskSettings;
+
 /// Fewest and most requests that the kernel is given at a time.
 pub const QUEUE_DEPTH_RANGE: std::ops::RangeInclusive<u32> = 1..=1024;
 
@@ -17,6 +19,16 @@ pub struct DiskOptions {
     pub hang_after: Duration,
     /// [`Disks::read_now`](super::Disks::read_now) repeats a read that failed for this long.
     pub read_retry: Duration,
+}
+
+impl From<&DiskSettings> for DiskOptions {
+    fn from(settings: &DiskSettings) -> Self {
+        Self {
+            queue_depth: settings.queue_depth,
+            hang_after: Duration::from_millis(settings.hang_ms.into()),
+            read_retry: Duration::from_millis(settings.read_retry_ms.into()),
+        }
+    }
 }
 
 impl Default for DiskOptions {

@@ -1,0 +1,299 @@
+//! The disks of a live machine: what the guest has asked for, when it may start, and what came of it.
+//!
+//! Nothing starts but by [`DiskDesk::start`], which the driver calls in the very turn in which it has
+//! looked at its role: see "Fencing" in the architecture document.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use lockstep_perf::disk_stages::{DiskHistograms, DiskStamps};
+use lockstep_perf::stamp;
+
+use super::RunError;
+use crate::ft::disk::{DiskOp, DiskRequest, DiskStatus, RequestWireError, Schedule};
+use crate::ft::gate::{OutputGate, OutputSink, ReleaseLimit};
+use crate::ft::log::Sequence;
+use crate::ft::vm::{Output, OutputKind};
+use crate::host::disk::{DiskError, DiskFile, DiskOptions, Disks, Sharing};
+use crate::machine::MachineConfig;
+use crate::machine::bounce::BounceRegion;
+use crate::settings::DiskSettings;
+
+/// What backs a disk of the machine on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskBacking {
+    /// A regular file or a block device, as large as the machine's disk.
+    pub path: PathBuf,
+    /// Whose it is.
+    pub sharing: Sharing,
+}
+
+/// A machine's disks and what is to back them do not go together.
+#[derive(Debug, thiserror::Error)]
+pub enum BackingError {
+    /// Too many, or too few.
+    #[error("the machine has {disks} disks, and {files} files are to back them; name one for each")]
+    Count {
+        /// Of the machine.
+        disks: usize,
+        /// As named.
+        files: usize,
+    },
+    /// What is not there yet.
+    #[error(
+        "disk {}: own: a pair whose sides have a disk each is not built yet; name a file or device that both \
+         hosts reach (shared:)",
+        path.display()
+    )]
+    Own {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// For the two sides of a pair.
+pub(super) fn refuse_own(files: &[DiskBacking]) -> Result<(), BackingError> {
+    match files.iter().find(|file| file.sharing == Sharing::Own) {
+        Some(file) => Err(BackingError::Own {
+            path: file.path.clone(),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// A request whose I/O has ended, and which the guest does not know of yet.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ended {
+    pub request: DiskRequest,
+    pub status: DiskStatus,
+    pub at: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct DiskDesk {
+    disks: Disks,
+    schedule: Schedule,
+    /// Read data is not put in the log: the backup reads the shared disk itself.
+    pub backup_reads: bool,
+    settle_ns: u64,
+    retry_ns: u64,
+    ended: Option<Ended>,
+    stages: DiskHistograms,
+    /// What was kicked earlier is left out of the stages.
+    from: u64,
+    damaged: Option<RequestWireError>,
+}
+
+impl DiskDesk {
+    /// Opens what backs the disks of `machine`; nothing for a machine without. `region` is the
+    /// machine's bounce memory.
+    pub fn open(
+        machine: &MachineConfig,
+        files: &[DiskBacking],
+        region: Option<&BounceRegion>,
+        settings: &DiskSettings,
+        from: u64,
+    ) -> Result<Option<Self>, RunError> {
+        let (disks, found) = (machine.disks.len(), files.len());
+        if disks != found {
+            let count = BackingError::Count {
+                disks,
+                files: found,
+            };
+            return Err(count.into());
+        }
+        let Some(region) = region else {
+            return Ok(None);
+        };
+        let files: Vec<DiskFile> = machine
+            .disks
+            .iter()
+            .zip(files)
+            .map(|(spec, backing)| DiskFile {
+                path: backing.path.clone(),
+                bytes: spec.bytes,
+                read_only: spec.read_only,
+                sharing: backing.sharing,
+            })
+            .collect();
+        let options = DiskOptions::from(settings);
+        Ok(Some(Self {
+            disks: Disks::open(&files, region.clone(), &options)?,
+            schedule: Schedule::new(),
+            backup_reads: settings.backup_reads,
+            settle_ns: u64::from(settings.settle_ms) * 1_000_000,
+            retry_ns: u64::try_from(options.read_retry.as_nanos()).unwrap_or(u64::MAX),
+            ended: None,
+            stages: DiskHistograms::new(),
+            from,
+            damaged: None,
+        }))
+    }
+
+    fn add(&mut self, output: &Output, held_by: Option<Sequence>, now: u64) {
+        match DiskRequest::read_from(&output.bytes) {
+            Ok(request) => self.schedule.add(request, held_by, now),
+            Err(error) => self.damaged = Some(error),
+        }
+    }
+
+    /// This machine has gone live: what it has asked for and has no end of is issued again.
+    pub fn reissue(&mut self, requests: Vec<DiskRequest>, now: u64) {
+        self.schedule.reissue(requests, now, self.settle_ns);
+    }
+
+    /// Starts what may start. `until` is the time until which the caller's right to write holds: a
+    /// thread that stood still since it looked starts nothing.
+    pub fn start(
+        &mut self,
+        limit: ReleaseLimit,
+        replayed: Sequence,
+        until: u64,
+    ) -> Result<bool, RunError> {
+        if let Some(error) = self.damaged.take() {
+            return Err(RunError::Record(error.to_string()));
+        }
+        let now = stamp::now();
+        let mut any = false;
+        while let Some(request) = self.schedule.next(limit, replayed, now) {
+            self.disks.submit(&request);
+            any = true;
+        }
+        if self.disks.waiting() > 0 && stamp::now() < until {
+            self.disks.flush()?;
+        }
+        self.disks.watch(now);
+        Ok(any)
+    }
+
+    /// The next request whose I/O has ended; the same one until [`DiskDesk::told`].
+    pub fn ended(&mut self) -> Option<Ended> {
+        if self.ended.is_none() {
+            let (id, status) = self.disks.completed()?;
+            let request = self.schedule.request(id)?;
+            self.ended = Some(Ended {
+                request,
+                status,
+                at: stamp::now(),
+            });
+        }
+        self.ended
+    }
+
+    /// The guest knows of the end that [`DiskDesk::ended`] showed, by this entry; `followed` says that a
+    /// backup will replay it. Only from here on may what conflicts start: a backup that reads for itself
+    /// has these blocks to itself first.
+    pub fn told(&mut self, entry: Sequence, followed: bool) {
+        let Some(ended) = self.ended.take() else {
+            return;
+        };
+        if let Some(finished) = self.schedule.done(ended.request.id)
+            && finished.kicked >= self.from
+        {
+            let stamps = DiskStamps {
+                kick: finished.kicked,
+                allowed: finished.allowed,
+                started: finished.started,
+                ended: ended.at,
+            };
+            self.stages.record(&stamps, ended.request.op.is_held());
+        }
+        let read = ended.request.op == DiskOp::Read && ended.status == DiskStatus::Done;
+        if read && followed && self.backup_reads {
+            self.schedule.reading(ended.request, entry);
+        }
+    }
+
+    /// A backup reads what the primary read before, into the request's bounce buffer, until `sound` says
+    /// that it is that, or patience ends.
+    pub fn read_again(
+        &self,
+        request: &DiskRequest,
+        mut sound: impl FnMut() -> bool,
+    ) -> Result<(), DiskError> {
+        const PAUSE: Duration = Duration::from_millis(5);
+        let give_up = stamp::now() + self.retry_ns;
+        loop {
+            self.disks.read_now(request)?;
+            if sound() || stamp::now() >= give_up {
+                return Ok(());
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// Sleeps until a request has made progress, or time is up.
+    pub fn await_progress(&mut self, patience: Duration) -> Result<(), RunError> {
+        Ok(self.disks.wait(patience)?)
+    }
+
+    /// Whether nothing waits and nothing runs.
+    pub fn is_idle(&self) -> bool {
+        self.schedule.waiting() == 0 && self.schedule.running() == 0
+    }
+
+    /// How many wait to be started, for an acknowledgement or for each other.
+    pub fn waiting(&self) -> usize {
+        self.schedule.waiting()
+    }
+
+    /// How many have been started and not ended.
+    pub fn running(&self) -> usize {
+        self.schedule.running()
+    }
+
+    /// When something may start by the mere passing of time.
+    pub fn wake_at(&self) -> Option<u64> {
+        self.schedule.wake_at()
+    }
+
+    /// The host's side: what a sleeping thread polls.
+    pub const fn host(&self) -> &Disks {
+        &self.disks
+    }
+
+    pub fn into_stages(self) -> DiskHistograms {
+        self.stages
+    }
+}
+
+/// Where a live machine's outputs go: to the gate, or to its disks.
+pub(super) struct Outlets<'a> {
+    pub gate: &'a mut OutputGate,
+    pub disks: Option<&'a mut DiskDesk>,
+    /// Buffers that have served.
+    pub spent: &'a mut Vec<Output>,
+    pub now: u64,
+}
+
+impl Outlets<'_> {
+    fn to_disk(&mut self, output: Output, held_by: Option<Sequence>) {
+        if let Some(disks) = &mut self.disks {
+            disks.add(&output, held_by, self.now);
+        }
+        self.spent.push(output);
+    }
+}
+
+impl OutputSink for Outlets<'_> {
+    fn has_room(&self, bytes: usize) -> bool {
+        // Disk requests are bounded by the machine.
+        self.gate.has_room(bytes)
+    }
+
+    fn hold(&mut self, sequence: Sequence, output: Output) {
+        match output.kind {
+            OutputKind::Disk => self.to_disk(output, Some(sequence)),
+            _ => self.gate.hold(sequence, output),
+        }
+    }
+
+    fn pass(&mut self, output: Output) {
+        self.to_disk(output, None);
+    }
+
+    fn released(&self) -> Sequence {
+        self.gate.released()
+    }
+}

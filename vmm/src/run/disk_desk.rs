@@ -268,7 +268,7 @@ pub(super) struct Outlets<'a> {
 }
 
 impl Outlets<'_> {
-    fn to_disk(&mut self, output: Output, held_by: Option<Sequence>) {
+    fn give_to_disk(&mut self, output: Output, held_by: Option<Sequence>) {
         if let Some(disks) = &mut self.disks {
             disks.add(&output, held_by, self.now);
         }
@@ -284,13 +284,13 @@ impl OutputSink for Outlets<'_> {
 
     fn hold(&mut self, sequence: Sequence, output: Output) {
         match output.kind {
-            OutputKind::Disk => self.to_disk(output, Some(sequence)),
+            OutputKind::Disk => self.give_to_disk(output, Some(sequence)),
             _ => self.gate.hold(sequence, output),
         }
     }
 
     fn pass(&mut self, output: Output) {
-        self.to_disk(output, None);
+        self.give_to_disk(output, None);
     }
 
     fn released(&self) -> Sequence {

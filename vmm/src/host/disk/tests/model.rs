@@ -124,7 +124,7 @@ impl Model {
         self.under_way
             .insert(request.id, UnderWay { request, expected });
         // Some go together.
-        if step.fill % 3 == 0 {
+        if step.fill.is_multiple_of(3) {
             self.rig.disks.flush().expect("handed over");
         }
         Ok(())

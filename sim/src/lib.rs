@@ -46,6 +46,7 @@
 //! which must be caught.
 
 pub mod clients;
+pub mod disk;
 pub mod env;
 pub mod guest;
 mod machine;

@@ -2,10 +2,12 @@
 
 use std::process::ExitCode;
 
+use lockstep_sim::disk::{self, DiskSabotage};
 use lockstep_sim::{Options, run};
 
 const USAGE: &str = "usage: lockstep-sim --seed N [--trace] [--sabotage NAME]
        lockstep-sim --from N --count N [--sabotage NAME]
+       lockstep-sim --disk ...: disks under failover instead of the whole
 
   --seed N         run this seed and say what came of it
   --trace          print everything that happens
@@ -19,6 +21,8 @@ struct Arguments {
     from: u64,
     count: u64,
     options: Options,
+    disk: bool,
+    sabotage: Option<String>,
 }
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Arguments, String> {
@@ -34,14 +38,35 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Arguments, Strin
             "--from" => parsed.from = number(value()?)?,
             "--count" => parsed.count = number(value()?)?,
             "--trace" => parsed.options.trace = true,
-            "--sabotage" => parsed.options.sabotage = value()?.parse()?,
+            "--disk" => parsed.disk = true,
+            "--sabotage" => parsed.sabotage = Some(value()?),
             other => return Err(format!("unknown argument {other:?}\n{USAGE}")),
         }
+    }
+    if let (Some(name), false) = (&parsed.sabotage, parsed.disk) {
+        parsed.options.sabotage = name.parse()?;
     }
     if parsed.seed.is_none() && parsed.count == 0 {
         return Err(USAGE.to_owned());
     }
     Ok(parsed)
+}
+
+/// Runs one seed: what came of it, or what it broke.
+fn run_one(seed: u64, arguments: &Arguments) -> Result<String, String> {
+    if !arguments.disk {
+        let outcome = run(seed, arguments.options);
+        return outcome
+            .map(|outcome| format!("{outcome:?}"))
+            .map_err(|failure| failure.to_string());
+    }
+    let sabotage = match &arguments.sabotage {
+        Some(name) => name.parse()?,
+        None => DiskSabotage::None,
+    };
+    disk::run(seed, sabotage, arguments.options.trace)
+        .map(|outcome| format!("{outcome:?}"))
+        .map_err(|violation| violation.to_string())
 }
 
 fn main() -> ExitCode {
@@ -58,8 +83,8 @@ fn main() -> ExitCode {
     };
     let mut broken = 0;
     for seed in seeds {
-        match run(seed, arguments.options) {
-            Ok(outcome) if arguments.seed.is_some() => println!("seed {seed}: {outcome:?}"),
+        match run_one(seed, &arguments) {
+            Ok(outcome) if arguments.seed.is_some() => println!("seed {seed}: {outcome}"),
             Ok(_) => {}
             Err(failure) => {
                 eprintln!("{failure}");

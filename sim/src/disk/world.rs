@@ -1,0 +1,738 @@
+//! One run: two replicas, the log between them, the disk that they share.
+
+use std::collections::VecDeque;
+
+use lockstep_logchan::entry::Sequence;
+use lockstep_logchan::protocol::Role;
+use lockstep_logchan::reader::{Checked, EntryReader, ReceivedCursor};
+use lockstep_logchan::writer::EntryWriter;
+use lockstep_ringbuf::{Ring, RingOptions};
+use lockstep_vmm::ft::arbiter::{ArbitrationSettings, Claim, Party};
+use lockstep_vmm::ft::backup::{Backup, BackupAction, BackupState};
+use lockstep_vmm::ft::detector::{DetectorSettings, Suspicion};
+use lockstep_vmm::ft::disk::{DiskRequest, RequestId};
+use lockstep_vmm::ft::gate::ReleaseLimit;
+use lockstep_vmm::ft::log::Unlogged;
+use lockstep_vmm::ft::primary::{Primary, PrimaryAction, PrimaryState};
+use lockstep_vmm::ft::recorder::{Recorder, RecorderSettings};
+use lockstep_vmm::ft::replayer::{Progress, Replayer};
+use lockstep_vmm::ft::vm::Vm;
+
+use super::guest::DiskGuest;
+use super::live::LiveMachine;
+use super::plan::{DiskFault, DiskPlan};
+use super::sabotage::DiskSabotage;
+use super::storage::{SECTORS, Sectors, Storage};
+use super::{Broken, DiskRule};
+use crate::plan::Side;
+use crate::rng::Rng;
+
+/// Steps of a run within which I/O that the dead primary had given to its kernel reaches the disk,
+/// counted from go-live; the new primary keeps its own writes off those blocks for as long.
+pub const SETTLE: u64 = 60;
+
+/// Nanoseconds of a step.
+const STEP: u64 = 1_000;
+/// Every request has ended by then, if a replica lives.
+const STEPS: u64 = 20_000;
+const RING_BYTES: usize = 512 << 10;
+
+const DETECTOR: DetectorSettings = DetectorSettings {
+    silence: u64::MAX / 4,
+    stall: u64::MAX / 4,
+};
+const ARBITRATION: ArbitrationSettings = ArbitrationSettings { retry: 100 * STEP };
+const SILENT: Suspicion = Suspicion::Silent {
+    silent_ns: 1,
+    timeout_ns: 1,
+};
+const RECORDER: RecorderSettings = RecorderSettings {
+    clock_drift: u64::MAX,
+    digest_interval: 20 * STEP,
+    digest_stripe: 1,
+};
+
+/// What a run came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskOutcome {
+    /// Whose machine was the last to run.
+    pub live: Option<Side>,
+    /// Requests that it made.
+    pub requests: u64,
+    /// Requests issued again at go-live.
+    pub reissued: usize,
+    /// Whether the machine did all that it wanted to.
+    pub finished: bool,
+    /// Steps taken.
+    pub steps: u64,
+}
+
+/// How a process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Process {
+    Runs,
+    Stopped,
+    Dead,
+}
+
+/// Where the primary writes.
+enum PrimaryLog {
+    Ring(EntryWriter),
+    Alone(Unlogged),
+}
+
+/// A replica that replays, or is live.
+enum Follower {
+    Replays {
+        vm: Box<DiskGuest>,
+        replayer: Box<Replayer>,
+    },
+    Live(Box<LiveMachine>, Unlogged),
+    /// In between.
+    Nothing,
+}
+
+/// See the module.
+pub struct World {
+    rng: Rng,
+    plan: DiskPlan,
+    sabotage: DiskSabotage,
+    trace: bool,
+    step: u64,
+    storage: Storage,
+    flag: Option<Party>,
+
+    primary: LiveMachine,
+    primary_role: Primary,
+    primary_log: PrimaryLog,
+    primary_process: Process,
+    /// It was stopped, and has not marked that in the log yet.
+    stood_still: bool,
+    resumes_at: u64,
+    /// The backup's end of the connection is closed.
+    closed: bool,
+    /// What the primary knows to be replayed.
+    replayed: Sequence,
+
+    /// Ends of entries in the ring: the last entry, the byte behind it.
+    ends: VecDeque<(Sequence, u64)>,
+    cursor: ReceivedCursor,
+    received: Sequence,
+    /// Acknowledgements on their way: received, replayed.
+    acknowledgements: VecDeque<(Sequence, Sequence)>,
+
+    reader: EntryReader,
+    backup: Follower,
+    backup_role: Backup,
+    backup_process: Process,
+    live_since: Option<u64>,
+    reissued: usize,
+    /// The old primary's I/O is over.
+    settled: bool,
+
+    /// The writes that the world was told to be durable.
+    told: Sectors,
+}
+
+fn claim(role: Role) -> Claim {
+    Claim {
+        generation: 1,
+        party: Party::new(role, 1),
+    }
+}
+
+impl World {
+    pub fn new(seed: u64, sabotage: DiskSabotage, trace: bool) -> Self {
+        let mut rng = Rng::new(seed ^ 0xd15c);
+        let plan = DiskPlan::draw(&mut rng);
+        let ring = Ring::create(RING_BYTES, RingOptions::default()).expect("memory for a ring");
+        let producer = ring.producer().expect("the only producer");
+        let consumer = ring.consumer().expect("the only consumer");
+        let cursor = ReceivedCursor::at(0);
+        let checked = Checked::BehindReceiver(cursor.clone());
+        let recorder = Recorder::new(RECORDER, 0, 0, 0);
+        let mut primary = LiveMachine::new(DiskGuest::new(&plan), recorder, plan.backup_reads);
+        primary.unordered = (sabotage == DiskSabotage::NoOrder).then(Vec::new);
+        primary.not_reading = sabotage == DiskSabotage::NotReading;
+        let mut storage = Storage::new(plan.failing);
+        storage.flush_nothing = sabotage == DiskSabotage::FlushNothing;
+        let world = Self {
+            rng,
+            sabotage,
+            trace,
+            step: 0,
+            storage,
+            flag: None,
+            primary,
+            primary_role: Primary::new(claim(Role::Primary), DETECTOR, ARBITRATION, 0),
+            primary_log: PrimaryLog::Ring(EntryWriter::new(producer, Sequence::NONE)),
+            primary_process: Process::Runs,
+            stood_still: false,
+            resumes_at: u64::MAX,
+            closed: false,
+            replayed: Sequence::NONE,
+            ends: VecDeque::new(),
+            cursor,
+            received: Sequence::NONE,
+            acknowledgements: VecDeque::new(),
+            reader: EntryReader::new(consumer, Sequence::NONE, checked),
+            backup: Follower::Replays {
+                vm: Box::new(DiskGuest::new(&plan)),
+                replayer: Box::new(Replayer::new(Sequence::NONE, 0)),
+            },
+            backup_role: Backup::new(claim(Role::Backup), DETECTOR, ARBITRATION, 0),
+            backup_process: Process::Runs,
+            live_since: None,
+            reissued: 0,
+            settled: false,
+            told: [0; SECTORS],
+            plan,
+        };
+        world.say(|| format!("{plan:#?}"));
+        world
+    }
+
+    /// Steps taken so far.
+    pub const fn step(&self) -> u64 {
+        self.step
+    }
+
+    fn say(&self, text: impl FnOnce() -> String) {
+        if self.trace {
+            eprintln!("{:>6} {}", self.step, text());
+        }
+    }
+
+    const fn now(&self) -> u64 {
+        self.step * STEP
+    }
+
+    /// Runs to the end.
+    pub fn run(&mut self) -> Result<DiskOutcome, Broken> {
+        while !self.over() {
+            self.step += 1;
+            if self.step > STEPS {
+                return Err((DiskRule::Served, format!("{STEPS} steps and no end")));
+            }
+            self.faults()?;
+            let total = self.plan.weights.iter().sum();
+            let mut draw = self.rng.below(total);
+            let mut chosen = 0;
+            while draw >= self.plan.weights[chosen] {
+                draw -= self.plan.weights[chosen];
+                chosen += 1;
+            }
+            match chosen {
+                0 => self.primary_turn()?,
+                1 => self.transfer_log(),
+                2 => self.deliver_acknowledgement(),
+                3 => self.backup_turn()?,
+                _ => self.disk_turn()?,
+            }
+            self.decide()?;
+            // A primary that has been replaced may read what its machine has never written.
+            let primary = self.live_since.is_none().then_some(&self.primary.vm);
+            for vm in [primary, self.backup_vm()] {
+                if let Some(wrong) = vm.and_then(|vm| vm.wrong.clone()) {
+                    return Err((DiskRule::Orderly, wrong));
+                }
+            }
+        }
+        self.judge()
+    }
+
+    fn backup_vm(&self) -> Option<&DiskGuest> {
+        match &self.backup {
+            Follower::Replays { vm, .. } => Some(vm),
+            Follower::Live(live, _) => Some(&live.vm),
+            Follower::Nothing => None,
+        }
+    }
+
+    /// The machine that goes on, if one does.
+    fn survivor(&self) -> Option<(Side, &LiveMachine)> {
+        if let (Follower::Live(live, _), true) =
+            (&self.backup, self.backup_process != Process::Dead)
+        {
+            return Some((Side::Backup, live));
+        }
+        let halted = matches!(self.primary_role.state(), PrimaryState::Halted(_));
+        let runs = self.primary_process != Process::Dead && !halted;
+        runs.then_some((Side::Primary, &self.primary))
+    }
+
+    fn over(&self) -> bool {
+        let settled = self.live_since.is_none() || self.settled;
+        match self.survivor() {
+            Some((side, live)) => {
+                let others = side == Side::Primary && self.live_since.is_some();
+                live.vm.done() && live.gate.held() == 0 && settled && !others
+            }
+            // Neither side goes on, or the backup is on its way to.
+            None => {
+                let on_its_way = self.backup_process == Process::Runs
+                    && !matches!(self.backup_role.state(), BackupState::Halted(_));
+                !on_its_way
+            }
+        }
+    }
+
+    // --- faults
+
+    fn faults(&mut self) -> Result<(), Broken> {
+        if self.step == self.plan.at {
+            self.say(|| format!("{:?}", self.plan.fault));
+            match self.plan.fault {
+                DiskFault::None => {}
+                DiskFault::KillPrimary => {
+                    self.primary_process = Process::Dead;
+                    self.storage.orphan(Side::Primary);
+                    self.suspect_primary(Suspicion::ConnectionLost);
+                }
+                DiskFault::StopPrimary { .. } => {
+                    self.primary_process = Process::Stopped;
+                    self.suspect_primary(SILENT);
+                }
+                DiskFault::PausePrimary { resumed_after } => {
+                    self.primary_process = Process::Stopped;
+                    self.resumes_at = self.step + resumed_after;
+                }
+                DiskFault::SuspectPrimary => self.suspect_primary(SILENT),
+                DiskFault::KillBackup => {
+                    self.backup_process = Process::Dead;
+                    self.closed = true;
+                }
+            }
+        }
+        if let Some(since) = self.live_since {
+            let late = self.step - since;
+            if let DiskFault::StopPrimary { resumed_after } = self.plan.fault
+                && self.primary_process == Process::Stopped
+                && late == resumed_after
+            {
+                self.resumes_at = self.step;
+            }
+            if self.plan.survivor_killed_after == Some(late) {
+                self.say(|| "the new primary is killed too".into());
+                self.backup_process = Process::Dead;
+                self.storage.orphan(Side::Backup);
+            }
+            if late == SETTLE / 2 && self.primary_process == Process::Runs {
+                self.primary_role
+                    .suspect(self.now(), Suspicion::ConnectionLost);
+            }
+            if late >= SETTLE && !self.settled {
+                self.settled = true;
+                self.storage.settle(Side::Primary, &mut self.rng)?;
+            }
+        }
+        if self.step >= self.resumes_at && self.primary_process == Process::Stopped {
+            self.say(|| "the primary is resumed".into());
+            self.primary_process = Process::Runs;
+            self.stood_still = self.sabotage != DiskSabotage::NoFence;
+        }
+        Ok(())
+    }
+
+    fn suspect_primary(&mut self, why: Suspicion) {
+        self.backup_role.suspect(self.now(), why);
+    }
+
+    // --- the primary
+
+    fn primary_turn(&mut self) -> Result<(), Broken> {
+        if self.primary_process != Process::Runs {
+            return Ok(());
+        }
+        let now = self.now();
+        // Nothing more comes through a connection that is closed, and that is noticed, sooner or later.
+        if self.closed && self.acknowledgements.is_empty() && self.rng.chance(200) {
+            self.primary_role.suspect(now, Suspicion::ConnectionLost);
+        }
+        if self.primary_role.may_run() {
+            let positions = self.rng.between(1, 4);
+            match &mut self.primary_log {
+                PrimaryLog::Ring(log) => {
+                    self.primary.turn(log, positions, now);
+                    if self.stood_still
+                        && let Some(written) = self.primary.mark_time(log, now)
+                    {
+                        self.primary_role.stood_still(written);
+                        self.stood_still = false;
+                    }
+                    let (last, end) = (log.last_sequence(), log.producer().committed());
+                    if self.ends.back().is_none_or(|(noted, _)| *noted < last) {
+                        self.ends.push_back((last, end));
+                    }
+                }
+                PrimaryLog::Alone(log) => self.primary.turn(log, positions, now),
+            }
+        }
+        if self.stood_still {
+            return Ok(());
+        }
+        let limit = match (self.sabotage, self.primary_role.release_limit()) {
+            (DiskSabotage::StartEarly, ReleaseLimit::UpTo(_)) => ReleaseLimit::Everything,
+            (_, limit) => limit,
+        };
+        let replayed = self.replayed;
+        while let Some(request) = self.primary.next(limit, replayed, now) {
+            self.check_start(&request)?;
+            self.start(Side::Primary, request);
+        }
+        while let Some(output) = self.primary.gate.next(self.primary_role.release_limit()) {
+            tell(&mut self.told, output);
+            self.primary.gate.sent();
+        }
+        Ok(())
+    }
+
+    /// The old primary and the output rule.
+    fn check_start(&self, request: &DiskRequest) -> Result<(), Broken> {
+        if let Some(since) = self.live_since
+            && self.step > since + SETTLE
+            && request.op.changes()
+        {
+            let detail = format!("{request:?} was started by a primary that has been replaced");
+            return Err((DiskRule::Fence, detail));
+        }
+        let alone = matches!(self.primary_log, PrimaryLog::Alone(_));
+        if let Some(entry) = self.primary.entries.get(&request.id)
+            && !alone
+            && *entry > self.received
+        {
+            let detail = format!(
+                "{request:?} was started, its entry is {entry}, and the backup has those up to {}",
+                self.received
+            );
+            return Err((DiskRule::OutputRule, detail));
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, side: Side, request: DiskRequest) {
+        self.say(|| format!("{side:?} starts {request:?}"));
+        let vm = match side {
+            Side::Primary => Some(&self.primary.vm),
+            Side::Backup => self.backup_vm(),
+        };
+        let Some(region) = vm.and_then(Vm::bounce).cloned() else {
+            return;
+        };
+        self.storage.start(side, request, region, &mut self.rng);
+        if self.sabotage == DiskSabotage::EndEarly && request.op.is_held() {
+            self.ended(side, request, lockstep_vmm::ft::disk::DiskStatus::Done);
+        }
+    }
+
+    // --- the log
+
+    fn transfer_log(&mut self) {
+        if self.closed || !self.backup_role.may_acknowledge() {
+            return;
+        }
+        if let Some((sequence, end)) = self.ends.pop_front() {
+            self.cursor.advance(end);
+            self.received = sequence;
+        }
+        if self.backup_process == Process::Runs {
+            let replayed = match &self.backup {
+                Follower::Replays { replayer, .. } => replayer.replayed(),
+                _ => Sequence::NONE,
+            };
+            self.acknowledgements.push_back((self.received, replayed));
+        }
+    }
+
+    fn deliver_acknowledgement(&mut self) {
+        if self.primary_process != Process::Runs {
+            return;
+        }
+        if let Some((received, replayed)) = self.acknowledgements.pop_front() {
+            self.primary_role.acknowledged(self.now(), received, true);
+            self.replayed = self.replayed.max(replayed);
+        }
+    }
+
+    // --- the backup
+
+    fn backup_turn(&mut self) -> Result<(), Broken> {
+        if self.backup_process != Process::Runs {
+            return Ok(());
+        }
+        let now = self.now();
+        match &mut self.backup {
+            Follower::Replays { vm, replayer } => {
+                if !self.backup_role.may_replay() {
+                    return Ok(());
+                }
+                let budget = self.rng.between(1, 8);
+                for _ in 0..self.rng.between(1, 4) {
+                    let stepped = replayer.step(&mut **vm, &mut self.reader, budget);
+                    match stepped.map_err(|error| (DiskRule::Equal, error.to_string()))? {
+                        Progress::Idle => {
+                            if matches!(self.backup_role.state(), BackupState::Draining(_)) {
+                                self.backup_role.drained(now, replayer.replayed());
+                            }
+                            break;
+                        }
+                        Progress::ReadDisk { request, digest } => {
+                            self.storage.read_now(&request, vm.bounce());
+                            if replayer.disk_read(&**vm, &request) != digest {
+                                let detail = format!("the backup's {request:?} found other data");
+                                return Err((DiskRule::Equal, detail));
+                            }
+                        }
+                        Progress::Running | Progress::Replayed(_) | Progress::Ended(_) => {}
+                    }
+                }
+            }
+            Follower::Live(live, log) => {
+                let positions = self.rng.between(1, 4);
+                live.turn(log, positions, now);
+                let mut starting = Vec::new();
+                while let Some(request) = live.next(ReleaseLimit::Everything, Sequence::NONE, now) {
+                    starting.push(request);
+                }
+                while let Some(output) = live.gate.next(ReleaseLimit::Everything) {
+                    tell(&mut self.told, output);
+                    live.gate.sent();
+                }
+                for request in starting {
+                    self.start(Side::Backup, request);
+                }
+            }
+            Follower::Nothing => {}
+        }
+        Ok(())
+    }
+
+    fn go_live(&mut self) -> Result<(), Broken> {
+        let follower = std::mem::replace(&mut self.backup, Follower::Nothing);
+        let Follower::Replays {
+            mut vm,
+            mut replayer,
+        } = follower
+        else {
+            return Ok(());
+        };
+        let taken = replayer.go_live();
+        let taken = taken.map_err(|error| (DiskRule::Equal, error.to_string()))?;
+        for output in &taken.resend {
+            tell(&mut self.told, output);
+        }
+        let now = self.now();
+        let mut requests = vm.disk_requests();
+        self.check_reissue(&requests, taken.replayed)?;
+        match self.sabotage {
+            DiskSabotage::ReissueNothing => requests.clear(),
+            DiskSabotage::ReissueEnded => {
+                let known = self.primary.vm.last().min(vm.last());
+                let ended = (1..=known).find_map(|id| self.primary.ended_request(id, &requests));
+                requests.splice(0..0, ended);
+            }
+            _ => {}
+        }
+        let settle = match self.sabotage {
+            DiskSabotage::NoQuarantine => 0,
+            _ => SETTLE * STEP,
+        };
+        // What is on the disk, or on its way there, the new primary has asked for.
+        let under_way = self.storage.in_flight(Side::Primary);
+        let changing = under_way
+            .filter(|request| request.op.changes())
+            .map(|r| r.id);
+        let unknown = changing
+            .chain(self.storage.sectors)
+            .find(|id| *id > vm.last());
+        if let Some(id) = unknown {
+            let detail = format!(
+                "{id} is on the disk, and the new primary knows {}",
+                vm.last()
+            );
+            return Err((DiskRule::OutputRule, detail));
+        }
+        self.reissued = requests.len();
+        self.say(|| format!("live; again: {requests:?}"));
+        vm.lenient = vm.last();
+        let recorder = Recorder::new(RECORDER, now, vm.clock(), taken.said);
+        let mut live = LiveMachine::new(*vm, recorder, false);
+        live.schedule.reissue(requests, now, settle);
+        self.backup = Follower::Live(Box::new(live), Unlogged::after(taken.replayed));
+        self.live_since = Some(self.step);
+        Ok(())
+    }
+
+    /// Held requests whose entry is replayed, and no entry of their end.
+    fn check_reissue(&self, requests: &[DiskRequest], replayed: Sequence) -> Result<(), Broken> {
+        let ended: Vec<RequestId> = self
+            .primary
+            .told
+            .iter()
+            .filter(|(entry, _)| *entry <= replayed)
+            .map(|(_, id)| *id)
+            .collect();
+        let marked = self
+            .primary
+            .entries
+            .iter()
+            .filter(|(_, entry)| **entry <= replayed);
+        let last_marked = marked.clone().map(|(id, _)| *id).max().unwrap_or(0);
+        let expected: Vec<RequestId> = marked
+            .map(|(id, _)| *id)
+            .filter(|id| !ended.contains(id))
+            .collect();
+        // Said at the last position, without an entry of its own yet: never started by anybody.
+        let found: Vec<RequestId> = requests
+            .iter()
+            .filter(|request| request.op.is_held() && request.id <= last_marked)
+            .map(|request| request.id)
+            .collect();
+        let again = requests.iter().find(|request| ended.contains(&request.id));
+        if found != expected || again.is_some() {
+            let detail = format!("found {found:?} ({again:?} had ended), expected {expected:?}");
+            return Err((DiskRule::Reissue, detail));
+        }
+        Ok(())
+    }
+
+    // --- the disk
+
+    fn disk_turn(&mut self) -> Result<(), Broken> {
+        let Some((side, id, status)) = self.storage.progress(&mut self.rng)? else {
+            return Ok(());
+        };
+        let vm = match side {
+            Side::Primary => Some(&self.primary.vm),
+            Side::Backup => self.backup_vm(),
+        };
+        let requests = vm.map(Vm::disk_requests).unwrap_or_default();
+        let early = self.sabotage == DiskSabotage::EndEarly;
+        if let Some(request) = requests.into_iter().find(|request| request.id == id)
+            && !(early && request.op.is_held())
+        {
+            self.ended(side, request, status);
+        }
+        Ok(())
+    }
+
+    fn ended(
+        &mut self,
+        side: Side,
+        request: DiskRequest,
+        status: lockstep_vmm::ft::disk::DiskStatus,
+    ) {
+        self.say(|| format!("{side:?} has ended {} {status:?}", request.id));
+        let live = match (side, &mut self.backup) {
+            (Side::Primary, _) => &mut self.primary,
+            (Side::Backup, Follower::Live(live, _)) => live,
+            _ => return,
+        };
+        live.ended.push_back((request, status));
+    }
+
+    // --- roles
+
+    fn decide(&mut self) -> Result<(), Broken> {
+        let now = self.now();
+        if self.primary_process == Process::Runs {
+            self.primary_role.tick(now);
+            while let Some(action) = self.primary_role.next_action() {
+                match action {
+                    PrimaryAction::Disconnect(why) => {
+                        self.say(|| format!("the primary suspects: {why}"));
+                        self.acknowledgements.clear();
+                    }
+                    PrimaryAction::TestAndSet(claim) => {
+                        let holder = self.flag.get_or_insert(claim.party).clone();
+                        self.primary_role.arbiter_answered(now, Ok(holder));
+                    }
+                    PrimaryAction::GoAlone => {
+                        self.say(|| "the primary goes on alone".into());
+                        if let PrimaryLog::Ring(log) = &self.primary_log {
+                            let last = log.last_sequence();
+                            self.primary_log = PrimaryLog::Alone(Unlogged::after(last));
+                        }
+                    }
+                    PrimaryAction::Halt(why) => {
+                        self.say(|| format!("the primary halts: {why}"));
+                        // Its process ends; what the kernel has goes on.
+                        self.storage.orphan(Side::Primary);
+                        self.suspect_primary(Suspicion::ConnectionLost);
+                    }
+                }
+            }
+        }
+        if self.backup_process != Process::Runs {
+            return Ok(());
+        }
+        self.backup_role.tick(now);
+        while let Some(action) = self.backup_role.next_action() {
+            match action {
+                BackupAction::Seal(_) => {
+                    self.closed = true;
+                    self.backup_role.sealed(self.received);
+                }
+                BackupAction::Drain => {}
+                BackupAction::TestAndSet(claim) => {
+                    let holder = self.flag.get_or_insert(claim.party).clone();
+                    self.backup_role.arbiter_answered(now, Ok(holder));
+                }
+                BackupAction::GoLive => self.go_live()?,
+                BackupAction::Halt(why) => self.say(|| format!("the backup halts: {why}")),
+            }
+        }
+        Ok(())
+    }
+
+    // --- the end
+
+    fn judge(&mut self) -> Result<DiskOutcome, Broken> {
+        let survivor = self.survivor().map(|(side, _)| side);
+        if let Some((_, live)) = self.survivor() {
+            for sector in 0..SECTORS {
+                let (found, allowed) = (self.storage.sectors[sector], live.vm.allowed(sector));
+                if !allowed.contains(&found) {
+                    let detail = format!(
+                        "sector {sector} holds request {found}, expected one of {allowed:?}"
+                    );
+                    return Err((DiskRule::Orderly, detail));
+                }
+            }
+        } else {
+            for side in [Side::Primary, Side::Backup] {
+                self.storage.settle(side, &mut self.rng)?;
+            }
+        }
+        self.storage.lose_power(&mut self.rng);
+        for sector in 0..SECTORS {
+            let (found, told) = (self.storage.stable[sector], self.told[sector]);
+            if found < told {
+                let detail = format!(
+                    "sector {sector} holds request {found}, and {told} was said to be durable"
+                );
+                return Err((DiskRule::Durable, detail));
+            }
+        }
+        let vm = match survivor {
+            Some(Side::Backup) => self.backup_vm(),
+            _ => Some(&self.primary.vm),
+        };
+        Ok(DiskOutcome {
+            live: survivor,
+            requests: vm.map_or(0, DiskGuest::last),
+            reissued: self.reissued,
+            finished: vm.is_some_and(DiskGuest::done),
+            steps: self.step,
+        })
+    }
+}
+
+/// The world is told what an output promises.
+fn tell(told: &mut Sectors, output: &lockstep_vmm::ft::vm::Output) {
+    if let Some(promised) = DiskGuest::promise(output) {
+        for (told, promised) in told.iter_mut().zip(promised) {
+            *told = (*told).max(promised);
+        }
+    }
+}

@@ -39,6 +39,8 @@ pub struct Storage {
     /// Requests in a thousand that fail.
     pub failing: u32,
     pub flush_nothing: bool,
+    /// What the primary has under way takes its time: it has been replaced.
+    pub primary_lingers: bool,
 }
 
 /// The sectors of a request.
@@ -55,6 +57,7 @@ impl Storage {
             flights: Vec::new(),
             failing,
             flush_nothing: false,
+            primary_lingers: false,
         }
     }
 
@@ -85,7 +88,16 @@ impl Storage {
         if self.flights.is_empty() {
             return Ok(None);
         }
-        let index = rng.below(self.flights.len() as u64) as usize;
+        let count = self.flights.len() as u64;
+        let mut index = rng.below(count) as usize;
+        for _ in 0..4 {
+            if self.primary_lingers && self.flights[index].side == Side::Primary {
+                index = rng.below(count) as usize;
+            }
+        }
+        if self.primary_lingers && self.flights[index].side == Side::Primary && rng.chance(800) {
+            return Ok(None);
+        }
         if !self.flights[index].left.is_empty() {
             self.transfer(index, rng)?;
             return Ok(None);

@@ -29,13 +29,13 @@ use crate::rng::Rng;
 
 /// Steps of a run within which I/O that the dead primary had given to its kernel reaches the disk,
 /// counted from go-live; the new primary keeps its own writes off those blocks for as long.
-pub const SETTLE: u64 = 60;
+pub const SETTLE: u64 = 120;
 
 /// Nanoseconds of a step.
 const STEP: u64 = 1_000;
 /// Every request has ended by then, if a replica lives.
-const STEPS: u64 = 20_000;
-const RING_BYTES: usize = 512 << 10;
+const STEPS: u64 = 8_000;
+const RING_BYTES: usize = 256 << 10;
 
 const DETECTOR: DetectorSettings = DetectorSettings {
     silence: u64::MAX / 4,
@@ -431,16 +431,21 @@ impl World {
         if self.closed || !self.backup_role.may_acknowledge() {
             return;
         }
-        if let Some((sequence, end)) = self.ends.pop_front() {
-            self.cursor.advance(end);
-            self.received = sequence;
+        for _ in 0..self.rng.between(1, 4) {
+            if let Some((sequence, end)) = self.ends.pop_front() {
+                self.cursor.advance(end);
+                self.received = sequence;
+            }
         }
         if self.backup_process == Process::Runs {
             let replayed = match &self.backup {
                 Follower::Replays { replayer, .. } => replayer.replayed(),
                 _ => Sequence::NONE,
             };
-            self.acknowledgements.push_back((self.received, replayed));
+            let acknowledgement = (self.received, replayed);
+            if self.acknowledgements.back() != Some(&acknowledgement) {
+                self.acknowledgements.push_back(acknowledgement);
+            }
         }
     }
 
@@ -448,9 +453,14 @@ impl World {
         if self.primary_process != Process::Runs {
             return;
         }
-        if let Some((received, replayed)) = self.acknowledgements.pop_front() {
+        // One at a time, or all that is there.
+        let all = self.rng.chance(300);
+        while let Some((received, replayed)) = self.acknowledgements.pop_front() {
             self.primary_role.acknowledged(self.now(), received, true);
             self.replayed = self.replayed.max(replayed);
+            if !all {
+                break;
+            }
         }
     }
 
@@ -479,6 +489,12 @@ impl World {
                         Progress::ReadDisk { request, digest } => {
                             self.storage.read_now(&request, vm.bounce());
                             if replayer.disk_read(&**vm, &request) != digest {
+                                // A primary that has won already waits for nobody: its backup gives up.
+                                if matches!(self.primary_log, PrimaryLog::Alone(_)) {
+                                    let why = "other data on the shared disk".to_owned();
+                                    self.backup_role.refuse(why);
+                                    break;
+                                }
                                 let detail = format!("the backup's {request:?} found other data");
                                 return Err((DiskRule::Equal, detail));
                             }
@@ -530,6 +546,7 @@ impl World {
                 let known = self.primary.vm.last().min(vm.last());
                 let ended = (1..=known).find_map(|id| self.primary.ended_request(id, &requests));
                 requests.splice(0..0, ended);
+                requests.sort_unstable_by_key(|request| request.id);
             }
             _ => {}
         }
@@ -560,6 +577,7 @@ impl World {
         live.schedule.reissue(requests, now, settle);
         self.backup = Follower::Live(Box::new(live), Unlogged::after(taken.replayed));
         self.live_since = Some(self.step);
+        self.storage.primary_lingers = true;
         Ok(())
     }
 

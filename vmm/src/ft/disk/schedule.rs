@@ -25,7 +25,7 @@ struct Waiting {
     /// Held until this entry is acknowledged.
     held_by: Option<Sequence>,
     kicked: u64,
-    /// 0 while it is held.
+    /// When the output rule first let it go, for the report; 0: not yet.
     allowed: u64,
 }
 
@@ -53,8 +53,8 @@ struct Fruitless {
 /// - no earlier request that has not ended conflicts with it, so that the disk holds what an orderly
 ///   one would hold; what does not conflict runs in parallel;
 /// - if it changes blocks, the backup has read from them what it reads itself;
-/// - if it changes blocks that a request of the dead primary may still be writing, that has had time
-///   to end ([`Schedule::reissue`]).
+/// - if it changes blocks that an earlier request of the dead primary may still be writing, that has had
+///   time to end ([`Schedule::reissue`]).
 ///
 /// It does no I/O and has no clock. Its size is bounded by the machine
 /// ([`MAX_OUTSTANDING`](crate::machine::devices::virtio_blk::MAX_OUTSTANDING)).
@@ -98,8 +98,9 @@ impl Schedule {
 
     /// This machine has gone live at `now`, and issues `requests` again: all that it made and has no end
     /// of, in their order. The primary may have started any of them before it died, and what it
-    /// started may reach the disk late. It is the same data, so the same request may go at once; what
-    /// the guest changes there from now on waits for `settle` nanoseconds.
+    /// started may reach the disk late. That is the same data, so the request itself may go at once; but
+    /// what later ones change there, these or the guest's next, would be undone by it, and waits for
+    /// `settle` nanoseconds.
     pub fn reissue(
         &mut self,
         requests: impl IntoIterator<Item = DiskRequest>,
@@ -151,10 +152,11 @@ impl Schedule {
         let mut until = u64::MAX;
         for index in 0..self.waiting.len() {
             let waiting = &mut self.waiting[index];
+            // Asked again each time: a primary that was stopped may do less than before.
+            if waiting.held_by.is_some_and(|entry| !limit.allows(entry)) {
+                continue;
+            }
             if waiting.allowed == 0 {
-                if waiting.held_by.is_some_and(|entry| !limit.allows(entry)) {
-                    continue;
-                }
                 waiting.allowed = now.max(1);
             }
             let request = waiting.request;
@@ -196,12 +198,12 @@ impl Schedule {
                     .any(|other| other.request.conflicts(request)))
     }
 
-    /// Whether it would change what a late request of the old primary may still be writing. Those that
-    /// were issued again are that very request.
+    /// Whether it would change what a late one of an earlier request may still change afterwards. (A
+    /// late one of itself changes nothing; one of a later request was started only if this one had
+    /// ended, and is done again after it.)
     fn is_quarantined(&self, request: &DiskRequest) -> bool {
-        request.op.changes()
-            && !self.quarantine.iter().any(|old| old.id == request.id)
-            && self.quarantine.iter().any(|old| old.conflicts(request))
+        let mut earlier = self.quarantine.iter().filter(|old| old.id < request.id);
+        request.op.changes() && earlier.any(|old| old.conflicts(request))
     }
 
     /// A started request has ended. Nothing if none of this number was running.

@@ -47,6 +47,20 @@ fn a_write_waits_for_its_acknowledgement_and_a_read_does_not() {
 }
 
 #[test]
+fn what_was_allowed_and_had_to_wait_is_held_again_when_the_limit_falls() {
+    let mut schedule = Schedule::new();
+    let acked = ReleaseLimit::UpTo(Sequence(9));
+    schedule.add(request(1, WRITE, 0, 1), Some(Sequence(1)), 1);
+    schedule.add(request(2, WRITE, 0, 1), Some(Sequence(2)), 1);
+    assert_eq!(schedule.next(acked, NONE, 2).unwrap().id, 1);
+    assert_eq!(schedule.next(acked, NONE, 2), None);
+    schedule.done(1);
+    assert_eq!(schedule.next(ReleaseLimit::Nothing, NONE, 3), None);
+    assert_eq!(schedule.next(acked, NONE, 4).unwrap().id, 2);
+    assert_eq!(schedule.done(2).unwrap().allowed, 2);
+}
+
+#[test]
 fn a_write_to_blocks_that_the_backup_still_reads_waits_until_it_has() {
     let mut schedule = Schedule::new();
     schedule.reading(request(1, DiskOp::Read, 0, 4), Sequence(5));
@@ -76,6 +90,17 @@ fn a_new_write_waits_until_late_ones_of_the_old_primary_have_settled() {
     assert_eq!(schedule.next(ALL, NONE, 1_500), None);
     schedule.done(5);
     assert_eq!(schedule.next(ALL, NONE, 1_500).unwrap().id, 6);
+}
+
+#[test]
+fn of_two_writes_issued_again_to_the_same_blocks_the_later_waits_as_new_ones_do() {
+    let mut schedule = Schedule::new();
+    // The old primary may be at 4 still; 5 it cannot have started then, and would be undone by it.
+    schedule.reissue([request(4, WRITE, 0, 2), request(5, WRITE, 1, 1)], 0, 500);
+    assert_eq!(schedule.next(ALL, NONE, 1).unwrap().id, 4);
+    schedule.done(4);
+    assert_eq!(schedule.next(ALL, NONE, 499), None);
+    assert_eq!(schedule.next(ALL, NONE, 500).unwrap().id, 5);
 }
 
 #[derive(Debug, Clone)]

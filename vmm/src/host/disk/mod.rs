@@ -372,7 +372,7 @@ impl Disks {
     /// Requests taken in that are still to be handed over, by [`Disks::flush`].
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.waiting.len() + self.again.len()
+        self.waiting.len() + self.again.len() + self.ring.queued()
     }
 
     /// Whether everything taken in has been completed.

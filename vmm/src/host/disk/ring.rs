@@ -37,6 +37,8 @@ struct WaitArgument {
 pub(super) struct DiskRing {
     ring: IoUring,
     cooperative: bool,
+    /// Operations that are queued and not handed over.
+    queued: usize,
     kernel_entries: u64,
 }
 
@@ -61,6 +63,7 @@ impl DiskRing {
         Ok(Self {
             ring,
             cooperative,
+            queued: 0,
             kernel_entries: 0,
         })
     }
@@ -112,14 +115,17 @@ impl DiskRing {
         let pushed = unsafe { self.ring.submission().push(entry) };
         // There are as many places as tokens, and a token has one operation at a time.
         pushed.expect("the submission queue has a place for each token");
+        self.queued += 1;
     }
 
     /// Hands over all that is queued, waiting for nothing: one entry, or none if nothing is queued.
     /// What the kernel has no memory for stays queued.
     pub(super) fn submit(&mut self) -> io::Result<()> {
-        while !self.ring.submission().is_empty() {
+        while self.queued > 0 {
             self.kernel_entries += 1;
-            match self.ring.submit() {
+            let entered = self.ring.submit();
+            self.queued = self.ring.submission().len();
+            match entered {
                 Ok(0) => return Ok(()),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -179,8 +185,8 @@ impl DiskRing {
     }
 
     /// Operations that are queued and not handed over.
-    pub(super) fn queued(&mut self) -> usize {
-        self.ring.submission().len()
+    pub(super) const fn queued(&self) -> usize {
+        self.queued
     }
 }
 

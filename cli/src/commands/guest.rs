@@ -149,6 +149,9 @@ fn summary(guest: &Guest) -> String {
         || "nothing: a shell on the console".to_owned(),
         |recipe| recipe.summary.clone(),
     );
+    let disk = manifest.disk_mib.map_or_else(String::new, |mib| {
+        format!(", and a disk of {mib} MiB for its data")
+    });
     let cached = if guest.cached { " (was there)" } else { "" };
     format!(
         "  serves        {serves}\n  \
@@ -156,7 +159,7 @@ fn summary(guest: &Guest) -> String {
            initramfs     {} ({:.1} MiB)\n  \
            packages      {}, see {}\n  \
            command line  {} lockstep.ip=ADDRESS/PREFIX\n  \
-           memory        {} MiB\n  \
+           memory        {} MiB{disk}\n  \
            guest         {}{cached}\n",
         guest.kernel().display(),
         manifest.kernel_release,

@@ -21,6 +21,8 @@ use clap::Args;
 use lockstep_bench::load::{Arrivals, LoadConfig, Pace};
 use lockstep_bench::redis::RedisConfig;
 use lockstep_bench::report::{Report, ReportError};
+use lockstep_bench::sql::SqlConfig;
+use lockstep_guest::KV_PORT;
 use lockstep_vmm::host::namespaces::{self, GUEST_ADDRESS, NamespaceError};
 use lockstep_vmm::machine::engine::EngineChoice;
 use lockstep_vmm::settings::Settings;
@@ -28,6 +30,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
+
+/// Where the databases listen.
+const POSTGRESQL_PORT: u16 = 5432;
+const SQLITE_PORT: u16 = 5433;
 
 /// Arguments of `lockstep demo`.
 #[derive(Debug, Args)]
@@ -47,12 +53,13 @@ pub struct DemoArguments {
     /// What executes the guest
     #[arg(long, value_name = "auto|soft|kvm", default_value = "auto", value_parser = engine)]
     pub engine: EngineChoice,
-    /// What runs in the machine: Debian with Redis, or the small key-value store of this program
+    /// What runs in the machine: Debian with Redis, PostgreSQL or SQLite, or the small key-value store of
+    /// this program
     #[arg(long, value_enum, default_value_t = TenantName::Redis)]
     pub tenant: TenantName,
-    /// Requests a second
-    #[arg(long, value_name = "NUMBER", default_value_t = 1000.0)]
-    pub rate: f64,
+    /// Requests a second [default: 1000; of databases, whose requests are transactions, 40]
+    #[arg(long, value_name = "NUMBER")]
+    pub rate: Option<f64>,
     /// Length of each of the two measured runs
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     pub duration: u64,
@@ -66,6 +73,10 @@ pub struct DemoArguments {
 pub enum TenantName {
     /// Debian's kernel and Redis, from Debian's packages.
     Redis,
+    /// Debian's kernel and PostgreSQL, its data on a disk that both hosts share.
+    Postgresql,
+    /// The same with SQLite.
+    Sqlite,
     /// The freestanding key-value store: nothing to fetch, nothing to boot.
     Bare,
 }
@@ -74,7 +85,47 @@ impl TenantName {
     fn words(self) -> &'static str {
         match self {
             Self::Redis => "Debian with Redis",
+            Self::Postgresql => "Debian with PostgreSQL",
+            Self::Sqlite => "Debian with SQLite",
             Self::Bare => "bare",
+        }
+    }
+
+    /// What makes its guest, if it is a Debian.
+    fn recipe(self) -> Option<&'static str> {
+        match self {
+            Self::Redis => Some("redis"),
+            Self::Postgresql => Some("postgresql"),
+            Self::Sqlite => Some("sqlite"),
+            Self::Bare => None,
+        }
+    }
+
+    /// What its client asks, `rate` times a second.
+    fn workload(self, rate: Option<f64>) -> Workload {
+        let requests = rate.unwrap_or(1000.0);
+        let pace = |rate| Pace::Open {
+            rate,
+            arrivals: Arrivals::Uniform,
+        };
+        let database = |port| SqlConfig {
+            pace: pace(rate.unwrap_or(40.0)),
+            ..SqlConfig::new((GUEST_ADDRESS, port).into())
+        };
+        match self {
+            Self::Bare => Workload::Memcached(LoadConfig {
+                rate: requests,
+                ..LoadConfig::new((GUEST_ADDRESS, KV_PORT).into())
+            }),
+            Self::Redis => Workload::Redis(RedisConfig {
+                pace: pace(requests),
+                // What is in flight at once on a key could have happened in any order. One request a
+                // connection keeps a history checkable, however long a failover takes.
+                depth: 1,
+                ..RedisConfig::new((GUEST_ADDRESS, REDIS_PORT).into())
+            }),
+            Self::Postgresql => Workload::Postgresql(database(POSTGRESQL_PORT)),
+            Self::Sqlite => Workload::Sqlite(database(SQLITE_PORT)),
         }
     }
 }
@@ -132,11 +183,11 @@ pub fn demo(arguments: &DemoArguments, settings: Settings) -> Result<ExitCode, D
     let mut report = Report::create(&results, "demo", &command_line())?;
     let program = std::env::current_exe().map_err(host("finding our own program"))?;
     let progress = Progress::new();
-    let tenant = match arguments.tenant {
-        TenantName::Bare => Tenant::Bare,
-        TenantName::Redis => {
+    let tenant = match arguments.tenant.recipe() {
+        None => Tenant::Bare,
+        Some(recipe) => {
             let cache = cache_directory(None);
-            Tenant::debian("redis", &program, arguments.engine, &cache, &progress)?
+            Tenant::debian(recipe, &program, arguments.engine, &cache, &progress)?
         }
     };
     let options = ScenarioOptions {
@@ -152,23 +203,10 @@ pub fn demo(arguments: &DemoArguments, settings: Settings) -> Result<ExitCode, D
     let mut scenario = Scenario::new(options)?;
     leave_nothing_behind(scenario.directory())?;
 
-    let workload = match arguments.tenant {
-        TenantName::Bare => Workload::Memcached(LoadConfig {
-            rate: arguments.rate,
-            ..LoadConfig::new(scenario.target())
-        }),
-        TenantName::Redis => Workload::Redis(RedisConfig {
-            pace: Pace::Open {
-                rate: arguments.rate,
-                arrivals: Arrivals::Uniform,
-            },
-            // What is in flight at once on a key could have happened in any order. One request a
-            // connection keeps a history checkable, however long a failover takes.
-            depth: 1,
-            ..RedisConfig::new((GUEST_ADDRESS, REDIS_PORT).into())
-        }),
-    }
-    .seeded(arguments.seed);
+    let workload = arguments
+        .tenant
+        .workload(arguments.rate)
+        .seeded(arguments.seed);
     let duration = Duration::from_secs(arguments.duration);
     let unprotected = measure::unprotected(&mut scenario, &workload, duration, &progress)?;
     let protected = measure::protected(&mut scenario, &workload, duration, &progress)?;

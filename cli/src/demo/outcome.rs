@@ -45,6 +45,8 @@ pub struct Json {
     pub client_gap_median_ms: f64,
     /// Operations whose history was checked for linearizability.
     pub checked_operations: usize,
+    /// Indexes, tables and files that a database checked by its own means.
+    pub database_checks: u64,
     /// What ran in the machine.
     pub tenant: String,
     /// What executed the guest.
@@ -124,6 +126,10 @@ impl Outcome {
             checked_operations: verifications
                 .clone()
                 .map(|verification| verification.checked_operations)
+                .sum(),
+            database_checks: verifications
+                .clone()
+                .map(|verification| verification.database_checks)
                 .sum(),
             lost_writes: verifications
                 .map(|verification| verification.lost_writes)
@@ -313,6 +319,10 @@ impl fmt::Display for Table<'_> {
         if json.checked_operations > 0 {
             let checked = format!("{} operations", json.checked_operations);
             row("checked for linearizability", checked)?;
+        }
+        if json.database_checks > 0 {
+            let checked = format!("{} indexes, tables or files", json.database_checks);
+            row("checked by the database itself", checked)?;
         }
         row("acknowledged writes lost", json.lost_writes.to_string())?;
         row("histograms and plots", self.results.display().to_string())?;

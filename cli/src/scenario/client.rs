@@ -2,8 +2,11 @@
 //! looks for it again.
 
 use super::{Scenario, ScenarioError};
-use lockstep_bench::load::{Gap, Load, LoadConfig, Progress};
+use lockstep_bench::load::{ConnectionReport, Gap, Load, LoadConfig, Progress};
+use lockstep_bench::postgresql::Postgresql;
 use lockstep_bench::redis::{Redis, RedisConfig, RedisVerdict};
+use lockstep_bench::sql::{Session, SqlClient, SqlConfig, SqlVerdict};
+use lockstep_bench::sqlite::Sqlite;
 use lockstep_perf::interval::Series;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,6 +19,10 @@ pub enum Workload {
     Memcached(LoadConfig),
     /// Of Redis, over TCP connections that stay open.
     Redis(RedisConfig),
+    /// Of PostgreSQL, the same.
+    Postgresql(SqlConfig),
+    /// Of SQLite, the same.
+    Sqlite(SqlConfig),
 }
 
 impl Workload {
@@ -25,6 +32,7 @@ impl Workload {
         match &mut self {
             Self::Memcached(config) => config.seed = seed,
             Self::Redis(config) => config.seed = seed,
+            Self::Postgresql(config) | Self::Sqlite(config) => config.seed = seed,
         }
         self
     }
@@ -36,6 +44,10 @@ pub enum Client {
     Memcached(Box<Load>),
     /// Redis', and its last verdict.
     Redis(Box<Redis>, Option<RedisVerdict>),
+    /// PostgreSQL's.
+    Postgresql(Box<SqlClient<Postgresql>>),
+    /// SQLite's.
+    Sqlite(Box<SqlClient<Sqlite>>),
 }
 
 /// What a client saw in one run.
@@ -64,6 +76,8 @@ pub struct Verdict {
     pub lost_writes: u64,
     /// Operations whose history was checked for linearizability; 0 where none is kept.
     pub checked_operations: usize,
+    /// Indexes, tables and files that a database checked by its own means; 0 where it has none.
+    pub database_checks: u64,
     /// What is wrong, in words; `None` if all is well.
     pub wrong: Option<String>,
 }
@@ -83,6 +97,8 @@ impl Client {
         match self {
             Self::Memcached(load) => load.progress(),
             Self::Redis(redis, _) => redis.progress(),
+            Self::Postgresql(client) => client.progress(),
+            Self::Sqlite(client) => client.progress(),
         }
     }
 
@@ -107,30 +123,9 @@ impl Client {
                     latency: report.latency,
                 }
             }
-            Self::Redis(redis, _) => {
-                let report = redis.run(length)?;
-                let mut wrong = Vec::new();
-                if report.connections_lost > 0 {
-                    let lost = report.connections_lost;
-                    let why = report.losses.join("; ");
-                    wrong.push(format!("{lost} connections lost: {why}"));
-                }
-                if report.errors > 0 {
-                    let why = report.error_examples.join("; ");
-                    wrong.push(format!("{} replies are errors: {why}", report.errors));
-                }
-                if let Some(why) = &report.ended_early {
-                    wrong.push(format!("the load ended before its time: {why}"));
-                }
-                Seen {
-                    answered: report.answered,
-                    acknowledged_writes: report.acknowledged_writes,
-                    worst_gap: report.worst_gap,
-                    rate: report.rate(),
-                    wrong,
-                    latency: report.latency,
-                }
-            }
+            Self::Redis(redis, _) => seen(redis.run(length)?),
+            Self::Postgresql(client) => seen(client.run(length)?),
+            Self::Sqlite(client) => seen(client.run(length)?),
         })
     }
 
@@ -146,6 +141,7 @@ impl Client {
                     acknowledged_writes: found.acknowledged_writes,
                     lost_writes: found.lost_writes,
                     checked_operations: 0,
+                    database_checks: 0,
                     wrong: (!found.passed()).then(|| {
                         format!(
                             "{} acknowledged writes lost, {} keys corrupt, {} unread: {}",
@@ -163,9 +159,12 @@ impl Client {
                     acknowledged_writes: found.ledger.acknowledged_writes,
                     lost_writes: found.ledger.lost_writes,
                     checked_operations: found.operations(),
+                    database_checks: 0,
                     wrong: (!found.passed()).then(|| found.to_string()),
                 }
             }
+            Self::Postgresql(client) => verdict(&client.verify()),
+            Self::Sqlite(client) => verdict(&client.verify()),
         })
     }
 
@@ -203,6 +202,50 @@ impl Scenario {
                 redis.prepare()?;
                 Client::Redis(Box::new(redis), None)
             }
+            Workload::Postgresql(config) => Client::Postgresql(Box::new(self.database(config)?)),
+            Workload::Sqlite(config) => Client::Sqlite(Box::new(self.database(config)?)),
         })
+    }
+
+    fn database<S: Session + Send>(&self, config: SqlConfig) -> Result<SqlClient<S>, ScenarioError> {
+        let clients = &self.topology().clients;
+        let mut client = clients.run(|| SqlClient::connect(config))??;
+        client.prepare()?;
+        Ok(client)
+    }
+}
+
+/// What a client saw that keeps connections.
+fn seen(report: ConnectionReport) -> Seen {
+    let mut wrong = Vec::new();
+    if report.connections_lost > 0 {
+        let lost = report.connections_lost;
+        let why = report.losses.join("; ");
+        wrong.push(format!("{lost} connections lost: {why}"));
+    }
+    if report.errors > 0 {
+        let why = report.error_examples.join("; ");
+        wrong.push(format!("{} replies are errors: {why}", report.errors));
+    }
+    if let Some(why) = &report.ended_early {
+        wrong.push(format!("the load ended before its time: {why}"));
+    }
+    Seen {
+        answered: report.answered,
+        acknowledged_writes: report.acknowledged_writes,
+        worst_gap: report.worst_gap,
+        rate: report.rate(),
+        wrong,
+        latency: report.latency,
+    }
+}
+
+fn verdict(found: &SqlVerdict) -> Verdict {
+    Verdict {
+        acknowledged_writes: found.ledger.acknowledged_writes,
+        lost_writes: found.ledger.lost_writes,
+        checked_operations: 0,
+        database_checks: found.checked,
+        wrong: (!found.passed()).then(|| found.to_string()),
     }
 }

@@ -4,6 +4,8 @@
 //! All processes are children of the thread that made the [`Scenario`] and die with it; all files are
 //! in one temporary directory that goes with it; the network goes with both.
 
+mod at_rest;
+mod booted;
 mod client;
 mod pair;
 mod process;
@@ -22,9 +24,11 @@ use crate::commands::report::RunReport;
 use crate::config::{ArbiterSection, ChannelSection, NetworkSection, VmFile};
 use lockstep_bench::load::{Load, LoadConfig, LoadError};
 use lockstep_bench::redis::RedisError;
+use lockstep_bench::sql::SqlError;
 use lockstep_guest::KV_PORT;
 use lockstep_guest::debian::GuestBuildError;
 use lockstep_vmm::host::arbiter_file::ArbiterError;
+use lockstep_vmm::host::disk_template;
 use lockstep_vmm::host::namespaces::{
     GUEST_ADDRESS, LOG_ADDRESS_A, LOG_ADDRESS_B, NamespaceError, TAP_NAME, Topology,
 };
@@ -73,6 +77,12 @@ pub enum ScenarioError {
     /// The client of Redis could not do its work.
     #[error(transparent)]
     Redis(#[from] RedisError),
+    /// The client of a database could not do its work.
+    #[error(transparent)]
+    Sql(#[from] SqlError),
+    /// The guest's control port does not answer.
+    #[error("asking the guest to check its data: {0}")]
+    Control(io::Error),
     /// The guest could not be built.
     #[error("the Debian guest: {0} (`--tenant bare` does without Debian)")]
     Guest(#[from] GuestBuildError),
@@ -204,7 +214,8 @@ impl Scenario {
         let run = self.next_run()?;
         let name = format!("unprotected-{run}");
         let configuration = self.configuration(host, host, run);
-        let mut process = self.start("run", &name, host, &configuration, &[], warm_up)?;
+        let disk = self.disk_arguments(run)?;
+        let mut process = self.start("run", &name, host, &configuration, &disk, warm_up)?;
         process.wait_for("running", START_PATIENCE, role_is("unprotected"))?;
         Ok(process)
     }
@@ -223,16 +234,18 @@ impl Scenario {
         let of_backup = self.configuration(backup_on, primary_on, run);
         let saved_log = self.directory.path().join(format!("{backup_name}.saved"));
         let saved_log = self.options.save_logs.then_some(saved_log);
-        let save: Vec<OsString> = match &saved_log {
-            Some(path) => vec!["--save-log".into(), path.into()],
-            None => Vec::new(),
-        };
+        // One file, which both hosts reach.
+        let disk = self.disk_arguments(run)?;
+        let mut more = disk.clone();
+        if let Some(path) = &saved_log {
+            more.extend(["--save-log".into(), path.into()]);
+        }
         let primary = self.start(
             "primary",
             &primary_name,
             primary_on,
             &of_primary,
-            &[],
+            &disk,
             warm_up,
         )?;
         let backup = self.start(
@@ -240,7 +253,7 @@ impl Scenario {
             &backup_name,
             backup_on,
             &of_backup,
-            &save,
+            &more,
             warm_up,
         )?;
         let mut pair = Pair {
@@ -258,6 +271,8 @@ impl Scenario {
     }
 
     fn next_run(&mut self) -> Result<u32, ScenarioError> {
+        // Machines of the last run may still have it open; nobody will open it again.
+        drop(std::fs::remove_file(self.disk_path(self.runs)));
         self.runs += 1;
         let directory = self.arbiter_directory(self.runs);
         std::fs::create_dir(directory).map_err(|source| ScenarioError::Files {
@@ -265,6 +280,23 @@ impl Scenario {
             source,
         })?;
         Ok(self.runs)
+    }
+
+    fn disk_path(&self, run: u32) -> PathBuf {
+        self.directory.path().join(format!("disk-{run}"))
+    }
+
+    /// Gives the run a disk of its own, if the tenant has one, and returns the arguments that say so.
+    fn disk_arguments(&self, run: u32) -> Result<Vec<OsString>, ScenarioError> {
+        let Some(template) = self.options.tenant.disk() else {
+            return Ok(Vec::new());
+        };
+        let path = self.disk_path(run);
+        disk_template::copy(&template, &path).map_err(|source| ScenarioError::Files {
+            what: "copying the machine's disk",
+            source,
+        })?;
+        Ok(vec!["--disk".into(), path.into()])
     }
 
     fn arbiter_directory(&self, run: u32) -> PathBuf {

@@ -32,6 +32,9 @@ pub struct Round {
     pub verification: Verdict,
     /// Whether one side lives, and how long it took.
     pub judgement: Judgement,
+    /// What was wrong with the data on the disk once the service had ended, in words; nothing, if all was
+    /// well or the tenant has no disk.
+    pub at_rest: Option<String>,
 }
 
 impl Round {
@@ -41,6 +44,7 @@ impl Round {
         let mut failures = self.judgement.violations.clone();
         failures.extend(self.verification.wrong.clone());
         failures.extend(self.load.wrong.iter().cloned());
+        failures.extend(self.at_rest.clone());
         failures
     }
 }
@@ -84,10 +88,15 @@ impl Scenario {
         {
             client.keep_evidence(&directory.join(format!("failover-{}", self.runs)))?;
         }
+        let at_rest = match self.options.tenant.disk() {
+            Some(_) => self.check_at_rest()?,
+            None => None,
+        };
         Ok(Round {
             load,
             verification,
             judgement,
+            at_rest,
         })
     }
 }

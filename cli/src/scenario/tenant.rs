@@ -1,14 +1,16 @@
 //! What a scenario's machine runs.
 
+use super::booted::Booted;
 use super::process::tail;
 use super::{ScenarioError, VM_NAME};
 use crate::commands::guest;
 use crate::config::{BARE_TENANT, MacAddress, NetworkSection, VmFile, VmSection};
 use crate::progress::Progress;
 use lockstep_guest::TenantArguments;
-use lockstep_guest::debian::{Builder, Guest, GuestSpec, Recipe};
+use lockstep_guest::debian::{Builder, CONTROL, Guest, GuestSpec, Recipe};
 use lockstep_vmm::host::namespaces::{GUEST_ADDRESS, GUEST_MAC, NETWORK_PREFIX, TAP_NAME};
 use lockstep_vmm::machine::engine::EngineChoice;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -29,7 +31,7 @@ pub enum Tenant {
 #[derive(Debug, Clone)]
 pub struct DebianTenant {
     guest: Guest,
-    snapshot: PathBuf,
+    booted: Booted,
 }
 
 impl Tenant {
@@ -48,15 +50,18 @@ impl Tenant {
         let spec = GuestSpec::new(Some(Recipe::load(recipe)?));
         let builder = Builder::new(cache);
         let built = builder.build(&spec, &mut |step| guest::show(progress, step))?;
-        let tenant = DebianTenant {
-            snapshot: snapshot_path(&built, program)?,
-            guest: built,
+        let before = Booted::find(&built, program).map_err(files("looking for the booted guest"))?;
+        let booted = match before {
+            Some(booted) => booted,
+            None => {
+                progress.step(&format!("booting Debian with {recipe} once, to start from"));
+                boot(&built, program, engine)?
+            }
         };
-        if !tenant.snapshot.exists() {
-            progress.step(&format!("booting Debian with {recipe} once, to start from"));
-            tenant.boot(program, engine)?;
-        }
-        Ok(Self::Debian(Box::new(tenant)))
+        Ok(Self::Debian(Box::new(DebianTenant {
+            guest: built,
+            booted,
+        })))
     }
 
     /// The machine in which it runs.
@@ -73,89 +78,95 @@ impl Tenant {
                 wall_clock_start: 0,
                 ip: Some(GUEST_ADDRESS),
             },
-            Self::Debian(tenant) => tenant.machine(engine),
+            Self::Debian(tenant) => machine(&tenant.guest, engine),
         }
     }
 
     /// Where the machine starts, if not by booting.
-    pub(super) fn snapshot(&self) -> Option<&Path> {
+    pub(super) fn snapshot(&self) -> Option<PathBuf> {
         match self {
             Self::Bare => None,
-            Self::Debian(tenant) => Some(&tenant.snapshot),
+            Self::Debian(tenant) => Some(tenant.booted.snapshot()),
+        }
+    }
+
+    /// What is on the machine's disk then, if it has one: to be copied, for the machine will write.
+    pub(super) fn disk(&self) -> Option<PathBuf> {
+        match self {
+            Self::Bare => None,
+            Self::Debian(tenant) => tenant.booted.disk(),
         }
     }
 }
 
-impl DebianTenant {
-    fn machine(&self, engine: EngineChoice) -> VmSection {
-        VmSection {
-            name: VM_NAME.to_owned(),
-            memory_mib: self.guest.manifest.memory_mib.into(),
-            engine,
-            kernel: self.guest.kernel().display().to_string(),
-            initrd: Some(self.guest.initramfs()),
-            command_line: self
-                .guest
-                .command_line(&format!("{GUEST_ADDRESS}/{NETWORK_PREFIX}")),
-            mac: MacAddress(GUEST_MAC),
-            wall_clock_start: 0,
-            ip: Some(GUEST_ADDRESS),
-        }
-    }
+fn files(what: &'static str) -> impl FnOnce(io::Error) -> ScenarioError {
+    move |source| ScenarioError::Files { what, source }
+}
 
-    /// Boots the guest by itself until its service answers, and saves it.
-    fn boot(&self, program: &Path, engine: EngineChoice) -> Result<(), ScenarioError> {
-        let files = |what| move |source| ScenarioError::Files { what, source };
-        let file = VmFile {
-            vm: self.machine(engine),
-            // The machine has an interface; `snapshot` leaves it unplugged.
-            network: Some(NetworkSection {
-                tap: Some(TAP_NAME.to_owned()),
-                switch: None,
-            }),
-            channel: Default::default(),
-            arbiter: None,
-            settings: Default::default(),
-        };
-        let directory = tempfile::tempdir_in(&self.guest.directory)
-            .map_err(files("a directory beside the guest"))?;
-        let configuration = directory.path().join("machine.toml");
-        let text = toml::to_string(&file).map_err(io::Error::other);
-        text.and_then(|text| std::fs::write(&configuration, text))
-            .map_err(files("the configuration of a machine to be booted"))?;
-        let saved = directory.path().join("snapshot");
-        let output = Command::new(program)
-            .arg("snapshot")
-            .arg("--config")
-            .arg(&configuration)
-            .arg("--until")
-            .arg(&self.guest.manifest.ready_marker)
-            .arg("--out")
-            .arg(&saved)
-            .stdin(Stdio::null())
-            .output()
-            .map_err(files("starting `lockstep snapshot`"))?;
-        if !output.status.success() {
-            return Err(ScenarioError::Boot {
-                guest: self.guest.directory.clone(),
-                status: output.status,
-                said: [tail(&output.stdout), tail(&output.stderr)].join("\n"),
-            });
-        }
-        // Whole or not at all: another demo may be about the same.
-        std::fs::rename(&saved, &self.snapshot).map_err(files("keeping the booted guest"))
+fn machine(guest: &Guest, engine: EngineChoice) -> VmSection {
+    let mut command_line = guest.command_line(&format!("{GUEST_ADDRESS}/{NETWORK_PREFIX}"));
+    if guest.manifest.disk_mib.is_some() {
+        // What is on its disk is to be checked.
+        command_line = format!("{command_line} {CONTROL}");
+    }
+    VmSection {
+        name: VM_NAME.to_owned(),
+        memory_mib: guest.manifest.memory_mib.into(),
+        engine,
+        kernel: guest.kernel().display().to_string(),
+        initrd: Some(guest.initramfs()),
+        command_line,
+        mac: MacAddress(GUEST_MAC),
+        wall_clock_start: 0,
+        ip: Some(GUEST_ADDRESS),
     }
 }
 
-/// Where the booted guest is kept: beside its images, by the program that booted it, for another
-/// program's machine may be another machine.
-fn snapshot_path(guest: &Guest, program: &Path) -> Result<PathBuf, ScenarioError> {
-    let program = std::fs::read(program).map_err(|source| ScenarioError::Files {
-        what: "reading our own program",
-        source,
-    })?;
-    let digest = xxhash_rust::xxh3::xxh3_64(&program);
-    Ok(guest
-        .directory
-        .join(format!("booted-{digest:016x}.snapshot")))
+/// Boots the guest by itself until its service answers, and saves it with what it has put on its disk.
+fn boot(guest: &Guest, program: &Path, engine: EngineChoice) -> Result<Booted, ScenarioError> {
+    let file = VmFile {
+        vm: machine(guest, engine),
+        // The machine has an interface; `snapshot` leaves it unplugged.
+        network: Some(NetworkSection {
+            tap: Some(TAP_NAME.to_owned()),
+            switch: None,
+        }),
+        channel: Default::default(),
+        arbiter: None,
+        settings: Default::default(),
+    };
+    let new = tempfile::tempdir_in(&guest.directory)
+        .map_err(files("a directory beside the guest"))?;
+    let configuration = new.path().join("machine.toml");
+    let text = toml::to_string(&file).map_err(io::Error::other);
+    text.and_then(|text| std::fs::write(&configuration, text))
+        .map_err(files("the configuration of a machine to be booted"))?;
+    let mut command = Command::new(program);
+    command
+        .arg("snapshot")
+        .arg("--config")
+        .arg(&configuration)
+        .arg("--until")
+        .arg(&guest.manifest.ready_marker)
+        .arg("--out")
+        .arg(new.path().join("snapshot"));
+    if let Some(mib) = guest.manifest.disk_mib {
+        let disk = new.path().join("disk");
+        File::create(&disk)
+            .and_then(|file| file.set_len(u64::from(mib) << 20))
+            .map_err(files("a blank disk for a machine to be booted"))?;
+        command.arg("--disk").arg(disk);
+    }
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(files("starting `lockstep snapshot`"))?;
+    if !output.status.success() {
+        return Err(ScenarioError::Boot {
+            guest: guest.directory.clone(),
+            status: output.status,
+            said: [tail(&output.stdout), tail(&output.stderr)].join("\n"),
+        });
+    }
+    Booted::keep(new, guest, program).map_err(files("keeping the booted guest"))
 }

@@ -34,6 +34,10 @@ pub struct Manifest {
     pub command_line: String,
     /// Memory that the machine should have, MiB.
     pub memory_mib: u32,
+    /// Size of the disk that the machine should have for the service's data, MiB. Without a disk they are
+    /// in memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_mib: Option<u32>,
     /// Where the service listens.
     pub ports: Vec<String>,
     /// A line of the console begins like this once the service answers.

@@ -71,6 +71,10 @@ pub const READY_MARKER: &str = "LOCKSTEP READY";
 pub const COMMAND_LINE: &str = "console=ttyS0 panic=-1 nokaslr mitigations=off cryptomgr.notests \
                                 ipv6.disable=1 8250.nr_uarts=1";
 
+/// A word of the kernel's command line that opens a port (TCP 9) at which a test can have the service stopped
+/// and its data checked: `guest/init/control.sh`.
+pub const CONTROL: &str = "lockstep.control";
+
 /// Names of the files of a guest.
 const KERNEL: &str = "kernel";
 const INITRAMFS: &str = "initramfs";
@@ -270,7 +274,7 @@ impl Guest {
         self.directory.join(INITRAMFS)
     }
 
-    /// The kernel's arguments, for a guest at `address` (`10.77.0.2/24`).
+    /// The kernel's arguments, for a guest at `address` (`10.77.0.2/24`). [`CONTROL`] may follow.
     #[must_use]
     pub fn command_line(&self, address: &str) -> String {
         format!("{} lockstep.ip={address}", self.manifest.command_line)
@@ -422,6 +426,7 @@ impl Builder {
                 .recipe
                 .as_ref()
                 .map_or(MEMORY_MIB, |recipe| recipe.memory_mib),
+            disk_mib: spec.recipe.as_ref().and_then(|recipe| recipe.disk_mib),
             ports: spec
                 .recipe
                 .as_ref()

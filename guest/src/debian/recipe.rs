@@ -45,6 +45,9 @@ pub struct Recipe {
     /// and in memory if there is none.
     #[serde(default)]
     pub data: Option<String>,
+    /// Size of the disk that the machine should have for it, MiB; 16 at least.
+    #[serde(default)]
+    pub disk_mib: Option<u32>,
     /// What runs.
     pub service: Service,
     /// Users to make, each with a group of the same name and number.
@@ -237,6 +240,11 @@ impl Recipe {
         for pattern in &self.without {
             check_path(pattern)?;
         }
+        if let Some(disk) = self.disk_mib
+            && disk < 16
+        {
+            return Err(format!("disk-mib is {disk}; expected at least 16"));
+        }
         if let Some(data) = &self.data
             && !self.directories.iter().any(|known| known.path == *data)
         {
@@ -309,6 +317,11 @@ mod tests {
             ("busybox", "busybox-", "is no package name"),
             ("memory-mib = 64", "memory-mib = 63", "expected 64 to 65536"),
             ("summary", "sumary", "unknown field `sumary`"),
+            (
+                "[service]",
+                "disk-mib = 15\n[service]",
+                "expected at least 16",
+            ),
             (
                 "[service]",
                 "data = '/var/lib/x'\n[service]",

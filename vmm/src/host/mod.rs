@@ -3,6 +3,7 @@
 
 pub mod arbiter_file;
 pub mod disk;
+pub mod disk_template;
 pub mod entropy;
 pub mod namespaces;
 pub mod port;

@@ -34,6 +34,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 use zerocopy::little_endian::{U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::disk_template;
 use crate::machine::engine::EngineKind;
 use crate::machine::memory::{GuestRam, MemoryError, PAGE_BYTES};
 use crate::machine::{Machine, MachineConfig, MachineError, MachineState};
@@ -102,6 +103,9 @@ impl Origin {
 struct Description {
     origin: Origin,
     state: MachineState,
+    /// What its disks held, by [`disk_template::digest`] in hexadecimal digits.
+    #[serde(default)]
+    disks: Vec<String>,
 }
 
 /// A snapshot cannot be written, read, or used here.
@@ -170,6 +174,19 @@ pub enum SnapshotError {
         /// Of the machine that is to be started.
         expected: String,
     },
+    /// A disk is not as it was.
+    #[error(
+        "the snapshot does not fit: disk {number} holds what has digest {found}, expected {expected}: \
+         start from a copy of the disk that was saved with it"
+    )]
+    Disk {
+        /// Which; counts from 0.
+        number: usize,
+        /// Of what it holds; `none` if it is not there.
+        found: String,
+        /// Of what it held when the machine was saved.
+        expected: String,
+    },
     /// The machine.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -184,7 +201,8 @@ pub struct SnapshotFile {
 }
 
 impl SnapshotFile {
-    /// Saves `machine`, which was booted from `origin`, and whose outputs were all taken. Returns the
+    /// Saves `machine`, which was booted from `origin`, whose outputs were all taken, and whose disks are
+    /// the files or devices `disks`, in their order: what they hold now goes with it. Returns the
     /// snapshot's digest.
     ///
     /// # Errors
@@ -193,10 +211,15 @@ impl SnapshotFile {
         path: &Path,
         machine: &mut Machine,
         origin: &Origin,
+        disks: &[&Path],
     ) -> Result<u128, SnapshotError> {
         let description = serde_json::to_vec(&Description {
             origin: origin.clone(),
             state: machine.save()?,
+            disks: disks
+                .iter()
+                .map(|disk| contents(disk))
+                .collect::<Result<_, _>>()?,
         })?;
         let extents = extents(machine.ram());
         let table = extents.as_bytes();
@@ -348,6 +371,30 @@ impl SnapshotFile {
         Ok(())
     }
 
+    /// Checks that the files or devices `disks` hold what the machine's disks, in their order, held when
+    /// it was saved: the guest goes on where it was, and would write what it remembers of one disk to
+    /// another. A disk that two sides share is checked by who starts first; from then on it changes.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Disk`], with both values.
+    pub fn check_disks(&self, disks: &[&Path]) -> Result<(), SnapshotError> {
+        let saved = &self.description.disks;
+        let mut given = disks.iter();
+        for number in 0..saved.len().max(disks.len()) {
+            let none = || "none".to_owned();
+            let expected = saved.get(number).cloned().unwrap_or_else(none);
+            let found = given.next().map_or_else(|| Ok(none()), |disk| contents(disk))?;
+            if found != expected {
+                return Err(SnapshotError::Disk {
+                    number,
+                    found,
+                    expected,
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// A machine in the saved state, run by `engine`.
     ///
     /// # Errors
@@ -386,6 +433,16 @@ const MISMATCHES: [&str; 9] = [
     "initrd-xxh3",
     "engine",
 ];
+
+/// Names what a disk holds.
+fn contents(disk: &Path) -> Result<String, SnapshotError> {
+    let digest = disk_template::digest(disk).map_err(|source| SnapshotError::Io {
+        step: "reading the disk",
+        path: disk.to_owned(),
+        source,
+    })?;
+    Ok(format!("{digest:032x}"))
+}
 
 fn json(value: &impl Serialize) -> Result<serde_json::Value, SnapshotError> {
     Ok(serde_json::to_value(value)?)

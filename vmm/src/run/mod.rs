@@ -44,6 +44,7 @@ pub use unprotected::{UnprotectedReport, unprotected};
 pub use world::World;
 
 use std::error::Error;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -147,6 +148,15 @@ impl VmSpec {
         }
         Machine::with_initrd(&self.machine, &self.kernel, self.initrd.as_deref())
             .map_err(|error| RunError::Machine(Box::new(error)))
+    }
+
+    /// That `disks` hold what the snapshot expects there, for who is the first to start from it.
+    fn check_disks(&self, disks: &[DiskBacking]) -> Result<(), RunError> {
+        let Some(snapshot) = &self.snapshot else {
+            return Ok(());
+        };
+        let paths: Vec<&Path> = disks.iter().map(|disk| disk.path.as_path()).collect();
+        Ok(snapshot.check_disks(&paths)?)
     }
 
     /// What it boots from.

@@ -437,6 +437,7 @@ pub fn primary(
     options: RunOptions,
 ) -> Result<PrimaryReport, RunError> {
     let machine = vm.build()?;
+    vm.check_disks(&options.disks)?;
     let _metronome = Metronome::start(machine.kicker())
         .map_err(RunError::host("starting the thread that kicks the vCPU"))?;
     let (settings, control) = (options.settings.clone(), options.control.clone());

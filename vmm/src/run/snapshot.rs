@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lockstep_perf::stamp;
 
@@ -98,6 +98,8 @@ pub fn snapshot(
     path: &Path,
 ) -> Result<SnapshotReport, RunError> {
     let machine = vm.build()?;
+    vm.check_disks(&options.disks)?;
+    let disks: Vec<_> = options.disks.iter().map(|disk| disk.path.clone()).collect();
     let _metronome = Metronome::start(machine.kicker())
         .map_err(RunError::host("starting the thread that kicks the vCPU"))?;
     let (cpu, control) = (options.settings.cpu.clone(), options.control.clone());
@@ -130,7 +132,8 @@ pub fn snapshot(
     }
     alone.settle()?;
     let machine = &mut alone.live.vm;
-    let digest = SnapshotFile::write(path, machine, &vm.origin())?;
+    let disks: Vec<&Path> = disks.iter().map(PathBuf::as_path).collect();
+    let digest = SnapshotFile::write(path, machine, &vm.origin(), &disks)?;
     Ok(SnapshotReport::Saved {
         digest,
         position: machine.position(),

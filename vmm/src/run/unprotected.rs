@@ -31,6 +31,7 @@ pub struct UnprotectedReport {
 /// The machine cannot be made, or fails.
 pub fn unprotected(vm: &VmSpec, options: RunOptions) -> Result<UnprotectedReport, RunError> {
     let machine = vm.build()?;
+    vm.check_disks(&options.disks)?;
     let _metronome = Metronome::start(machine.kicker())
         .map_err(RunError::host("starting the thread that kicks the vCPU"))?;
     let (cpu, control) = (options.settings.cpu.clone(), options.control.clone());

@@ -24,7 +24,7 @@ fn saved() -> (tempfile::TempDir, PathBuf, Machine, Origin) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("tenant.snapshot");
     let (mut machine, origin) = machine();
-    let digest = SnapshotFile::write(&path, &mut machine, &origin).unwrap();
+    let digest = SnapshotFile::write(&path, &mut machine, &origin, &[]).unwrap();
     assert_eq!(SnapshotFile::open(&path).unwrap().digest(), digest);
     (directory, path, machine, origin)
 }
@@ -47,6 +47,29 @@ fn a_machine_goes_on_from_its_file_as_if_nothing_had_happened() {
         machine.run(machine.position() + 100_000).unwrap();
     }
     assert_eq!(digests(&mut restored), digests(&mut original));
+}
+
+#[test]
+fn another_disk_is_refused_with_both_digests_and_a_copy_is_not() {
+    let (directory, path, mut machine, origin) = saved();
+    let disk = directory.path().join("disk");
+    std::fs::write(&disk, vec![7; 100_000]).unwrap();
+    SnapshotFile::write(&path, &mut machine, &origin, &[&disk]).unwrap();
+    let file = SnapshotFile::open(&path).unwrap();
+    let copy = directory.path().join("copy");
+    disk_template::copy(&disk, &copy).unwrap();
+    file.check_disks(&[&copy]).unwrap();
+    let expected = format!("{:032x}", disk_template::digest(&disk).unwrap());
+    std::fs::write(&copy, vec![8; 100_000]).unwrap();
+    let found = format!("{:032x}", disk_template::digest(&copy).unwrap());
+    for (disks, found) in [(&[&*copy][..], &*found), (&[], "none")] {
+        let error = file.check_disks(disks).unwrap_err().to_string();
+        for part in ["disk 0", found, &expected] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+    let error = file.check_disks(&[&disk, &disk]).unwrap_err();
+    assert!(error.to_string().contains("disk 1"), "{error}");
 }
 
 #[test]

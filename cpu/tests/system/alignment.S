@@ -1,5 +1,6 @@
 # Alignment (SDM vol. 3A, 6.15, interrupt 17): checked in ring 3 under CR0.AM and RFLAGS.AC, by the operand's size.
 # expect: 11 0  11 0  11 0  1 2 3
+# unlike qemu: it does not check alignment
         movl $0x700000, %ebx
         .macro checked instruction:vararg
         leaq 1f(%rip), %r15

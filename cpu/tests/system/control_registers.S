@@ -1,6 +1,7 @@
 # What control and debug registers and EFER refuse (SDM vol. 2, MOV; vol. 3A, 2.5): #GP(0); registers that do not
 # exist #UD; DR4 is DR6 without CR4.DE. LMSW cannot clear PE.
 # expect: d 0 d 0 d 0 d 0  d 0 d 0  d 0 d 0  d 0  d 0  d 0 d 0  6 6  ffff0ff0  6  1
+# unlike qemu: it does not check what is written to CR4
         .macro refused register, bits, clear=0
         movq %\register, %rax
         movabsq $\bits, %rcx

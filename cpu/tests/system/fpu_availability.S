@@ -1,6 +1,7 @@
 # When x87, MMX and SSE are there (SDM vol. 3A, tables 2-2 and 13-1): CR0.TS, CR0.EM and CR0.MP, CR4.OSFXSR; where
 # what they raise goes: CR4.OSXMMEXCPT, CR0.NE.
 # expect: 7 7 7 7 7  7  6 7 6  6  10  13  6  99
+# unlike qemu: unmasked exceptions of SSE raise nothing
         .macro set_cr0 on, off
         movq %cr0, %rax
         orq $\on, %rax

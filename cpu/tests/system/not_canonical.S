@@ -1,6 +1,7 @@
 # Addresses that are not canonical (SDM vol. 1, 3.3.7.1): #GP(0), through RSP and RBP #SS(0); a near jump, call or
 # return to one faults with nothing changed; INVLPG of one does nothing; LIDT refuses it.
 # expect: d 0 70000  c 0 70000  c 0 0  d 0 70000  d 0 70000  d 0 6fff8  d 0 70000  d 0 70000
+# unlike qemu: an address that is not canonical is #GP through any register
         gate 13, show
         gate 12, show_stack, 1
         movabsq $0x800000000000, %rbx

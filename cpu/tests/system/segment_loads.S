@@ -1,6 +1,7 @@
 # What may not be loaded into a segment register (SDM vol. 2, MOV, LTR, LLDT): not present #NP, for SS #SS; a
 # selector beyond the table, of the wrong type or privilege #GP(selector without RPL); null into SS by its RPL.
 # expect: b 48  c 48  d 58  d 60  d 1000  d 20  d 38  d 4  d 0  d 38  d 38  d 10  d 0  d 0  5
+# unlike qemu: LTR takes null, and SS in ring 0 any null
         lgdt table
         # 0x48 data not present, 0x50 code not present, 0x58 data read-only, 0x60 code execute-only.
         movabsq $0x00cf13000000ffff, %rax

@@ -75,6 +75,7 @@ make_initrd() {
     # Its libraries and what else it reads, at the same paths.
     local path
     for path in $(ldd "$program" 2>/dev/null | grep -o '/[^ ]*' || true) ${KVM_FILES:-}; do
+        [[ $path = /* && -e $path ]] || fail "KVM_FILES: $path: not the absolute path of a file"
         mkdir -p "$root$(dirname "$path")"
         cp -rL -- "$path" "$root$path"
     done

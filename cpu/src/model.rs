@@ -36,7 +36,7 @@ impl CpuModel {
 
     /// A name for logs' headers: two CPUs of one name behave alike to the last bit.
     pub fn name(&self) -> &'static str {
-        "lockstep-x86-64-v1.3"
+        "lockstep-x86-64-v1.4"
     }
 
     /// What CPUID answers: EAX, EBX, ECX, EDX.

@@ -44,7 +44,7 @@ fn check(name: &str) {
         RunExit::Halted,
         "{name}: at {:#x}, wrote {:x?}",
         whole.cpu.state().rip,
-        whole.outs(0x10)
+        whole.outs(0x10).iter().take(64).collect::<Vec<_>>()
     );
     finished(&whole, name);
 
@@ -113,5 +113,6 @@ guests! {
     double_fault page_fault_during_delivery stacks gates
     syscall sysret_not_canonical sysret_privilege sysenter swapgs iret
     single_step breakpoints
+    segment_loads far_transfers not_canonical fpu_availability alignment control_registers privileged fetch_crossing
     self_modifying rep_fault compatibility msrs msrs_of_the_model
 }

@@ -1,7 +1,7 @@
 # SYSENTER and SYSEXIT (SDM vol. 2): selectors from SYSENTER_CS, stack and entry from the MSRs; a null
 # selector is #GP(0).
 # expect: d 0  8 10 71000 0  2b 62000
-# unlike amd: SYSENTER and SYSEXIT are #UD in long mode (APM vol. 3)
+# unlike amd: SYSENTER and SYSEXIT are #UD in long mode (APM vol. 3), and KVM leaves them to the software CPU
         faults sysenter
         wrmsr64 0x174, 8
         movl $0x175, %ecx

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 #[test]
 fn the_redis_guest_is_small_and_holds_what_it_needs() {
-    let Some(guest) = qemu::guest("redis", "the_redis_guest_is_small_and_holds_what_it_needs") else {
+    let Some(guest) = qemu::guest("redis", "the_redis_guest_is_small_and_holds_what_it_needs")
+    else {
         return;
     };
     guest.verify().expect("its digests");

@@ -72,7 +72,13 @@ fn sqlite(seed: u64) -> Workload {
 }
 
 /// Loses the primary `rounds` times at moments that differ, and prints what the client waited.
-fn lose(test: &'static str, recipe: &str, workload: fn(u64) -> Workload, rounds: u64, fault: Fault) {
+fn lose(
+    test: &'static str,
+    recipe: &str,
+    workload: fn(u64) -> Workload,
+    rounds: u64,
+    fault: Fault,
+) {
     // Before the network is a namespace's, which has no way out.
     let Some(tenant) = tenant(recipe, test) else {
         return;

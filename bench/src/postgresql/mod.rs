@@ -101,6 +101,8 @@ impl Session for Postgresql {
             .port(target.port())
             .user("postgres")
             .dbname("postgres")
+            // Otherwise the crate logs notices: that a table to be dropped is not there.
+            .options("-c client_min_messages=warning")
             .application_name("lockstep-bench");
         let (client, connection) = within(patience, config.connect(NoTls)).await?;
         // What ends it, everybody who asks on it is told, too.

@@ -207,7 +207,10 @@ impl Scenario {
         })
     }
 
-    fn database<S: Session + Send>(&self, config: SqlConfig) -> Result<SqlClient<S>, ScenarioError> {
+    fn database<S: Session + Send>(
+        &self,
+        config: SqlConfig,
+    ) -> Result<SqlClient<S>, ScenarioError> {
         let clients = &self.topology().clients;
         let mut client = clients.run(|| SqlClient::connect(config))??;
         client.prepare()?;

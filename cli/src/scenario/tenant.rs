@@ -50,7 +50,8 @@ impl Tenant {
         let spec = GuestSpec::new(Some(Recipe::load(recipe)?));
         let builder = Builder::new(cache);
         let built = builder.build(&spec, &mut |step| guest::show(progress, step))?;
-        let before = Booted::find(&built, program).map_err(files("looking for the booted guest"))?;
+        let before =
+            Booted::find(&built, program).map_err(files("looking for the booted guest"))?;
         let booted = match before {
             Some(booted) => booted,
             None => {
@@ -135,8 +136,8 @@ fn boot(guest: &Guest, program: &Path, engine: EngineChoice) -> Result<Booted, S
         arbiter: None,
         settings: Default::default(),
     };
-    let new = tempfile::tempdir_in(&guest.directory)
-        .map_err(files("a directory beside the guest"))?;
+    let new =
+        tempfile::tempdir_in(&guest.directory).map_err(files("a directory beside the guest"))?;
     let configuration = new.path().join("machine.toml");
     let text = toml::to_string(&file).map_err(io::Error::other);
     text.and_then(|text| std::fs::write(&configuration, text))

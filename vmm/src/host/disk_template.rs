@@ -45,10 +45,7 @@ pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// Hands every chunk that is not zero to `each`, in order, with its offset. Returns the length.
-fn walk(
-    mut file: &File,
-    mut each: impl FnMut(u64, &[u8]) -> io::Result<()>,
-) -> io::Result<u64> {
+fn walk(mut file: &File, mut each: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<u64> {
     let length = file.seek(SeekFrom::End(0))?;
     let mut buffer = vec![0; CHUNK as usize];
     let mut offset = 0;

@@ -383,7 +383,9 @@ impl SnapshotFile {
         for number in 0..saved.len().max(disks.len()) {
             let none = || "none".to_owned();
             let expected = saved.get(number).cloned().unwrap_or_else(none);
-            let found = given.next().map_or_else(|| Ok(none()), |disk| contents(disk))?;
+            let found = given
+                .next()
+                .map_or_else(|| Ok(none()), |disk| contents(disk))?;
             if found != expected {
                 return Err(SnapshotError::Disk {
                     number,

@@ -81,7 +81,7 @@ fn main() -> ExitCode {
         Some(seed) => seed..seed + 1,
         None => arguments.from..arguments.from + arguments.count,
     };
-    let mut broken = 0;
+    let (mut broken, cases) = (0, seeds.end - seeds.start);
     for seed in seeds {
         match run_one(seed, &arguments) {
             Ok(outcome) if arguments.seed.is_some() => println!("seed {seed}: {outcome}"),
@@ -92,6 +92,7 @@ fn main() -> ExitCode {
             }
         }
     }
+    println!("{cases} cases, {broken} broke a rule");
     if broken == 0 {
         ExitCode::SUCCESS
     } else {

@@ -72,7 +72,7 @@ pub enum DiskError {
     },
     /// `io_uring` refused.
     #[error(
-        "{step}: {source}: disks need io_uring (Linux 5.6, and neither sysctl \
+        "{step}: {source}: disks need io_uring (Linux 5.11, and neither sysctl \
          kernel.io_uring_disabled nor a seccomp filter that forbids it)"
     )]
     Ring {

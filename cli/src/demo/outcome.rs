@@ -47,6 +47,8 @@ pub struct Json {
     pub checked_operations: usize,
     /// Indexes, tables and files that a database checked by its own means.
     pub database_checks: u64,
+    /// Transactions of pgbench, beside the load, while primaries were lost; `null` where none ran.
+    pub pgbench_transactions: Option<u64>,
     /// What ran in the machine.
     pub tenant: String,
     /// What executed the guest.
@@ -130,6 +132,10 @@ impl Outcome {
             database_checks: verifications
                 .clone()
                 .map(|verification| verification.database_checks)
+                .sum(),
+            pgbench_transactions: strikes
+                .iter()
+                .map(|round| round.pgbench.as_ref()?.as_ref().ok().copied())
                 .sum(),
             lost_writes: verifications
                 .map(|verification| verification.lost_writes)
@@ -323,6 +329,14 @@ impl fmt::Display for Table<'_> {
         if json.database_checks > 0 {
             let checked = format!("{} indexes, tables or files", json.database_checks);
             row("checked by the database itself", checked)?;
+        }
+        if self.outcome.rounds > 0
+            && let Some(transactions) = json.pgbench_transactions
+        {
+            row(
+                "transactions of pgbench beside it",
+                transactions.to_string(),
+            )?;
         }
         row("acknowledged writes lost", json.lost_writes.to_string())?;
         row("histograms and plots", self.results.display().to_string())?;

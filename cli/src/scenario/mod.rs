@@ -8,6 +8,7 @@ mod at_rest;
 mod booted;
 mod client;
 mod pair;
+mod pgbench;
 mod process;
 mod round;
 mod strike;

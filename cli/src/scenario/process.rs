@@ -285,7 +285,7 @@ impl Drop for Process {
 }
 
 /// Lets `command`'s process be killed when the thread that starts it ends, however that happens.
-fn die_with_parent(command: &mut Command) {
+pub(super) fn die_with_parent(command: &mut Command) {
     let parent = rustix::process::getpid();
     // SAFETY: the closure runs in the child between fork and exec and makes two system calls, prctl
     // and getppid, which are async-signal-safe and allocate nothing.

@@ -2,6 +2,7 @@
 
 use super::client::{Client, Seen, Verdict, Workload};
 use super::pair::Host;
+use super::pgbench::{self, Pgbench};
 use super::strike::{Fault, Judgement};
 use super::{Scenario, ScenarioError};
 use lockstep_bench::load::Progress;
@@ -35,6 +36,9 @@ pub struct Round {
     /// What was wrong with the data on the disk once the service had ended, in words; nothing, if all was
     /// well or the tenant has no disk.
     pub at_rest: Option<String>,
+    /// Transactions of a pgbench beside the load, or what was wrong with it. `None`: the tenant is not
+    /// PostgreSQL, or this host has no pgbench.
+    pub pgbench: Option<Result<u64, String>>,
 }
 
 impl Round {
@@ -45,6 +49,7 @@ impl Round {
         failures.extend(self.verification.wrong.clone());
         failures.extend(self.load.wrong.iter().cloned());
         failures.extend(self.at_rest.clone());
+        failures.extend(self.pgbench.clone().and_then(Result::err));
         failures
     }
 }
@@ -63,6 +68,10 @@ impl Scenario {
     ) -> Result<Round, ScenarioError> {
         let mut pair = self.pair(loss.primary_on, Duration::ZERO)?;
         let mut client = self.client(workload)?;
+        let beside = pgbench::program()
+            .filter(|_| self.options.tenant.is("postgresql"))
+            .map(|program| self.pgbench(&program, loss.length))
+            .transpose()?;
         let mut strike = None;
         let mut meanwhile = || {
             strike = Some(pair.strike(loss.fault)?);
@@ -81,6 +90,7 @@ impl Scenario {
             });
         };
         let judgement = pair.judge(strike, self)?;
+        let pgbench = beside.map(Pgbench::end).transpose()?;
         // After the judgement: a resumed primary that answers would be believed by now.
         let verification = client.verify()?;
         if !verification.passed()
@@ -97,6 +107,7 @@ impl Scenario {
             verification,
             judgement,
             at_rest,
+            pgbench,
         })
     }
 }

@@ -91,6 +91,17 @@ impl Tenant {
         }
     }
 
+    /// Whether it serves what the recipe of that name does.
+    pub(super) fn is(&self, name: &str) -> bool {
+        match self {
+            Self::Bare => false,
+            Self::Debian(tenant) => {
+                let recipe = tenant.guest.manifest.recipe.as_ref();
+                recipe.is_some_and(|recipe| recipe.name == name)
+            }
+        }
+    }
+
     /// What is on the machine's disk then, if it has one: to be copied, for the machine will write.
     pub(super) fn disk(&self) -> Option<PathBuf> {
         match self {

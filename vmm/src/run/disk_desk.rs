@@ -144,7 +144,8 @@ impl DiskDesk {
     }
 
     /// Starts what may start. `until` is the time until which the caller's right to write holds: a
-    /// thread that stood still since it looked starts nothing.
+    /// thread that stood still since it looked starts nothing. Nor does one that may release nothing:
+    /// what was allowed before and still waits for a place in the queue is not allowed any more.
     pub fn start(
         &mut self,
         limit: ReleaseLimit,
@@ -160,7 +161,8 @@ impl DiskDesk {
             self.disks.submit(&request);
             any = true;
         }
-        if self.disks.waiting() > 0 && stamp::now() < until {
+        let fenced = limit == ReleaseLimit::Nothing || stamp::now() >= until;
+        if self.disks.waiting() > 0 && !fenced {
             self.disks.flush()?;
         }
         self.disks.watch(now);
@@ -295,5 +297,96 @@ impl OutputSink for Outlets<'_> {
 
     fn released(&self) -> Sequence {
         self.gate.released()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+    use crate::machine::config::DiskSpec;
+
+    const BLOCK: u64 = 4096;
+
+    fn write(id: u64) -> Output {
+        let request = DiskRequest {
+            id,
+            disk: 0,
+            op: DiskOp::Write { durable: false },
+            offset: (id - 1) * BLOCK,
+            length: BLOCK,
+            bounce: 0,
+            digest: 0,
+        };
+        let mut bytes = Vec::new();
+        request.write_to(&mut bytes);
+        Output {
+            kind: OutputKind::Disk,
+            bytes,
+        }
+    }
+
+    /// A primary that was stopped, or that suspects its backup, may have more allowed writes than the
+    /// queue had places: the other side may be live by now.
+    #[test]
+    fn a_write_that_waited_for_a_place_in_the_queue_does_not_start_once_nothing_may_be_released() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        file.as_file().set_len(2 * BLOCK).expect("a size");
+        let machine = MachineConfig {
+            disks: vec![DiskSpec {
+                bytes: 2 * BLOCK,
+                ..DiskSpec::default()
+            }],
+            ..MachineConfig::default()
+        };
+        let backing = DiskBacking {
+            path: file.path().to_owned(),
+            sharing: Sharing::Shared,
+        };
+        let settings = DiskSettings {
+            queue_depth: 1,
+            ..DiskSettings::default()
+        };
+        let region = BounceRegion::new(BLOCK).expect("memory");
+        region.write(0, &[0x5a; BLOCK as usize]);
+        let mut desk = DiskDesk::open(&machine, &[backing], Some(&region), &settings, 0)
+            .expect("opened")
+            .expect("a disk");
+        let acknowledged = ReleaseLimit::UpTo(Sequence(2));
+        for id in 1..=2 {
+            desk.add(&write(id), Some(Sequence(id)), 0);
+        }
+        let start = |desk: &mut DiskDesk, limit| {
+            desk.start(limit, Sequence::NONE, u64::MAX)
+                .expect("started");
+        };
+        let await_end = |desk: &mut DiskDesk, entry| {
+            while desk.ended().is_none() {
+                desk.await_progress(Duration::from_millis(10))
+                    .expect("waited");
+            }
+            desk.told(Sequence(entry), true);
+        };
+        start(&mut desk, acknowledged);
+        await_end(&mut desk, 3);
+        for _ in 0..20 {
+            start(&mut desk, ReleaseLimit::Nothing);
+            desk.await_progress(Duration::from_millis(1))
+                .expect("waited");
+            assert!(desk.ended().is_none(), "the second write started");
+        }
+        let mut second = [1; BLOCK as usize];
+        file.as_file()
+            .read_exact_at(&mut second, BLOCK)
+            .expect("read");
+        assert_eq!(second, [0; BLOCK as usize]);
+
+        start(&mut desk, acknowledged);
+        await_end(&mut desk, 4);
+        file.as_file()
+            .read_exact_at(&mut second, BLOCK)
+            .expect("read");
+        assert_eq!(second, [0x5a; BLOCK as usize]);
     }
 }

@@ -15,6 +15,10 @@ use lockstep_logchan::protocol::{Role, VmId};
 use lockstep_perf::counters::Counters;
 use lockstep_perf::stamp;
 
+/// Datagrams heard between two heartbeats of one's own: whoever floods the port keeps this thread, which
+/// goes before all others, neither from beating nor from sleeping.
+const HEARD_PER_BEAT: u32 = 32;
+
 /// How long the peer's first heartbeat may take, nanoseconds.
 const FIRST_HEARTBEAT_NS: u64 = 2_000_000_000;
 
@@ -144,7 +148,10 @@ fn beat(
         // By its own schedule alone: to be woken by each of the peer's as well would double what an idle
         // pair costs, for a sign of life that is noticed half an interval earlier.
         super::idle::sleep(&mut [], schedule.next_at());
-        while let Ok(length) = socket.recv(&mut datagram) {
+        for _ in 0..HEARD_PER_BEAT {
+            let Ok(length) = socket.recv(&mut datagram) else {
+                break;
+            };
             let Ok(heartbeat) = monitor.hear(&datagram[..length], stamp::now()) else {
                 continue;
             };

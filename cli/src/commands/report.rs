@@ -1,6 +1,7 @@
 //! What a run leaves behind: printed, and as JSON for programs.
 
 use lockstep_perf::disk_stages::{DiskHistograms, DiskStage};
+use lockstep_perf::histogram::Percentiles;
 use lockstep_perf::stages::{Stage, StageHistograms};
 use lockstep_vmm::ft::vm::StateDigest;
 use lockstep_vmm::machine::engine::EngineKind;
@@ -52,37 +53,30 @@ impl fmt::Display for RunReport {
             )?;
         }
         for stage in Stage::ALL {
-            let histogram = self.stages.get(stage);
-            if histogram.count() > 0 {
-                let p = histogram.percentiles();
-                writeln!(
-                    f,
-                    "{:<16} {:>8} outputs, p50 {:.2} p99 {:.2} p99.9 {:.2} max {:.2} us",
-                    stage.name(),
-                    p.count,
-                    p.p50,
-                    p.p99,
-                    p.p99_9,
-                    p.max
-                )?;
-            }
+            let p = self.stages.get(stage).percentiles();
+            write_stage(f, stage.name(), "outputs", &p)?;
         }
         for stage in DiskStage::ALL {
-            let histogram = self.disk_stages.get(stage);
-            if histogram.count() > 0 {
-                let p = histogram.percentiles();
-                writeln!(
-                    f,
-                    "{:<16} {:>8} requests, p50 {:.2} p99 {:.2} p99.9 {:.2} max {:.2} us",
-                    stage.name(),
-                    p.count,
-                    p.p50,
-                    p.p99,
-                    p.p99_9,
-                    p.max
-                )?;
-            }
+            let p = self.disk_stages.get(stage).percentiles();
+            write_stage(f, stage.name(), "requests", &p)?;
         }
         Ok(())
     }
+}
+
+/// One line, if anything was counted.
+fn write_stage(
+    f: &mut fmt::Formatter<'_>,
+    name: &str,
+    counted: &str,
+    p: &Percentiles,
+) -> fmt::Result {
+    if p.count == 0 {
+        return Ok(());
+    }
+    writeln!(
+        f,
+        "{name:<16} {:>8} {counted}, p50 {:.2} p99 {:.2} p99.9 {:.2} max {:.2} us",
+        p.count, p.p50, p.p99, p.p99_9, p.max
+    )
 }

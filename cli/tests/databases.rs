@@ -1,57 +1,16 @@
 //! PostgreSQL and SQLite in an unmodified Debian, their data on a disk that two hosts share, losing their
 //! primary under write load: real packages, real connections, real signals.
 
+mod debian_pair;
+
+use debian_pair::{scenario, tenant};
 use lockstep_bench::load::{Arrivals, Pace};
 use lockstep_bench::sql::SqlConfig;
-use lockstep_cli::progress::Progress;
-use lockstep_cli::scenario::{
-    Fault, Host, Loss, Scenario, ScenarioError, ScenarioOptions, Tenant, Workload,
-};
+use lockstep_cli::scenario::{Fault, Host, Loss, Workload};
 use lockstep_perf::not_run;
 use lockstep_vmm::host::namespaces::GUEST_ADDRESS;
 use lockstep_vmm::host::namespaces::trial::with_namespaces;
-use lockstep_vmm::machine::engine::EngineChoice;
-use lockstep_vmm::settings::Settings;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-
-/// Names another program than the one built beside this test: a release build, for the long series.
-const OTHER_PROGRAM: &str = "LOCKSTEP_TEST_PROGRAM";
-
-fn program() -> PathBuf {
-    std::env::var_os(OTHER_PROGRAM).map_or(env!("CARGO_BIN_EXE_lockstep").into(), PathBuf::from)
-}
-
-fn tenant(recipe: &str, test: &str) -> Option<Tenant> {
-    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guests");
-    let progress = Progress::new();
-    match Tenant::debian(recipe, &program(), EngineChoice::Soft, &cache, &progress) {
-        Ok(tenant) => Some(tenant),
-        // What the package client lacks is the host's; everything else is a failure.
-        Err(ScenarioError::Guest(lack)) => {
-            not_run::report(test, &format!("no Debian guest: {lack}"));
-            None
-        }
-        Err(error) => panic!("{error}"),
-    }
-}
-
-fn scenario(tenant: Tenant) -> Scenario {
-    // A busy test host is no dead one. A killed process is known by its connection; how soon a silent
-    // one is known is another test's.
-    let mut settings = Settings::default();
-    settings.failure.heartbeat_timeout_ms = 500;
-    settings.failure.stall_timeout_ms = 500;
-    Scenario::new(ScenarioOptions {
-        program: program(),
-        engine: EngineChoice::Soft,
-        settings,
-        save_logs: false,
-        tenant,
-        evidence: None,
-    })
-    .expect("a network, as probed")
-}
 
 fn config(port: u16) -> SqlConfig {
     SqlConfig {

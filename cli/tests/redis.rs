@@ -1,60 +1,17 @@
 //! Redis in an unmodified Debian, losing its primary: real packages, real connections, real signals.
 
+mod debian_pair;
+
+use debian_pair::{scenario, tenant};
 use lockstep_bench::load::{Arrivals, Pace};
 use lockstep_bench::redis::RedisConfig;
-use lockstep_cli::progress::Progress;
-use lockstep_cli::scenario::{
-    Fault, Host, Loss, Scenario, ScenarioError, ScenarioOptions, Tenant, Workload,
-};
-use lockstep_perf::not_run;
+use lockstep_cli::scenario::{Fault, Host, Loss, Workload};
 use lockstep_vmm::host::namespaces::GUEST_ADDRESS;
 use lockstep_vmm::host::namespaces::trial::with_namespaces;
-use lockstep_vmm::machine::engine::EngineChoice;
-use lockstep_vmm::settings::Settings;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-/// Names another program than the one built beside this test: a release build, where it is measured.
-const OTHER_PROGRAM: &str = "LOCKSTEP_TEST_PROGRAM";
-
-fn program() -> PathBuf {
-    std::env::var_os(OTHER_PROGRAM).map_or(env!("CARGO_BIN_EXE_lockstep").into(), PathBuf::from)
-}
 
 /// How long the soak test loads the machine, seconds, if not ten minutes.
 const SOAK_SECONDS: &str = "LOCKSTEP_SOAK_SECONDS";
-
-fn tenant(test: &str) -> Option<Tenant> {
-    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guests");
-    let progress = Progress::new();
-    let built = Tenant::debian("redis", &program(), EngineChoice::Soft, &cache, &progress);
-    match built {
-        Ok(tenant) => Some(tenant),
-        // What the package client lacks is the host's; everything else is a failure.
-        Err(ScenarioError::Guest(lack)) => {
-            not_run::report(test, &format!("no Debian guest: {lack}"));
-            None
-        }
-        Err(error) => panic!("{error}"),
-    }
-}
-
-fn scenario(tenant: Tenant) -> Scenario {
-    // A busy test host is no dead one. A killed process is known by its connection; how soon a silent
-    // one is known is another test's.
-    let mut settings = Settings::default();
-    settings.failure.heartbeat_timeout_ms = 500;
-    settings.failure.stall_timeout_ms = 500;
-    Scenario::new(ScenarioOptions {
-        program: program(),
-        engine: EngineChoice::Soft,
-        settings,
-        save_logs: false,
-        tenant,
-        evidence: None,
-    })
-    .expect("a network, as probed")
-}
 
 fn mixed_load(rate: f64) -> Workload {
     Workload::Redis(RedisConfig {
@@ -71,7 +28,9 @@ fn mixed_load(rate: f64) -> Workload {
 fn redis_keeps_its_connections_and_all_it_acknowledged_when_its_primary_is_killed() {
     let test = "redis_keeps_its_connections_and_all_it_acknowledged_when_its_primary_is_killed";
     // Before the network is a namespace's, which has no way out.
-    let Some(tenant) = tenant(test) else { return };
+    let Some(tenant) = tenant("redis", test) else {
+        return;
+    };
     with_namespaces(test, || {
         let mut scenario = scenario(tenant);
         let loss = Loss {
@@ -96,7 +55,9 @@ fn redis_keeps_its_connections_and_all_it_acknowledged_when_its_primary_is_kille
 fn ten_minutes_of_mixed_load_diverge_nowhere() {
     let test = "ten_minutes_of_mixed_load_diverge_nowhere";
     let seconds = std::env::var(SOAK_SECONDS).map_or(600, |text| text.parse().expect("a number"));
-    let Some(tenant) = tenant(test) else { return };
+    let Some(tenant) = tenant("redis", test) else {
+        return;
+    };
     with_namespaces(test, || {
         let mut scenario = scenario(tenant);
         let mut pair = scenario.pair(Host::A, Duration::ZERO).expect("a pair");
@@ -128,7 +89,9 @@ fn ten_minutes_of_mixed_load_diverge_nowhere() {
 fn an_idle_guest_takes_little_of_both_hosts_and_of_the_log() {
     const SECONDS: u64 = 10;
     let test = "an_idle_guest_takes_little_of_both_hosts_and_of_the_log";
-    let Some(tenant) = tenant(test) else { return };
+    let Some(tenant) = tenant("redis", test) else {
+        return;
+    };
     with_namespaces(test, || {
         let mut scenario = scenario(tenant);
         let pair = scenario.pair(Host::A, Duration::ZERO).expect("a pair");

@@ -127,6 +127,13 @@ pub const TABLE: &[Knob] = &[
     ),
     knob!(
         "cpu",
+        "real-time",
+        Unit::None,
+        Switch,
+        "Heartbeats, and the receiver unless it spins, go before all ordinary threads (SCHED_FIFO, where allowed)"
+    ),
+    knob!(
+        "cpu",
         "vcpu-core",
         Core,
         from(-1, LAST_CORE),

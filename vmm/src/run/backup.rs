@@ -29,6 +29,7 @@ use super::live::{Live, LiveParts};
 use super::log_source::LogSource;
 use super::metronome::Metronome;
 use super::pair::{self, PairSpec};
+use super::priority;
 use super::pulse::Pulse;
 use super::receiver::Receiver;
 use super::saved;
@@ -465,8 +466,13 @@ pub fn backup(vm: &VmSpec, pair: &PairSpec, options: RunOptions) -> Result<Backu
     let connection = pair::reach_primary(&pair.address, &hello, &Patience::default())?;
     let generation = connection.agreed.generation;
     let (channel, reader, shared) = pair::backup_channel(connection, &pair.address, &settings)?;
-    let receiver = Receiver::start(channel, settings.cpu.channel_core, Arc::clone(&counters))
-        .map_err(RunError::host("starting the receiving thread"))?;
+    let receiver = Receiver::start(
+        channel,
+        settings.cpu.channel_core,
+        priority::of_receiver(&settings.cpu),
+        Arc::clone(&counters),
+    )
+    .map_err(RunError::host("starting the receiving thread"))?;
     let pulse = pair::start_pulse(
         vm,
         Role::Backup,

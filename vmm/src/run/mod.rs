@@ -21,6 +21,7 @@ mod log_source;
 mod metronome;
 mod pair;
 mod primary;
+mod priority;
 mod pulse;
 mod receiver;
 mod saved;

@@ -27,6 +27,7 @@ use lockstep_perf::counters::Counters;
 use lockstep_ringbuf::{Ring, RingOptions, WaitPolicy};
 
 use super::control::Control;
+use super::priority;
 use super::pulse::{Pairing, Pulse};
 use super::{RunError, VmSpec};
 use crate::ft::arbiter::{Claim, Party};
@@ -257,7 +258,8 @@ pub(super) fn start_pulse(
         role,
     };
     let interval = Duration::from_millis(u64::from(settings.failure.heartbeat_interval_ms));
-    Pulse::start(socket, pairing, interval, counters)
+    let real_time = priority::of_heartbeats(&settings.cpu);
+    Pulse::start(socket, pairing, interval, real_time, counters)
         .map_err(RunError::host("starting the heartbeat thread"))
 }
 

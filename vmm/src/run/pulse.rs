@@ -15,6 +15,8 @@ use lockstep_logchan::protocol::{Role, VmId};
 use lockstep_perf::counters::Counters;
 use lockstep_perf::stamp;
 
+use super::priority;
+
 /// Datagrams heard between two heartbeats of one's own: whoever floods the port keeps this thread, which
 /// goes before all others, neither from beating nor from sleeping.
 const HEARD_PER_BEAT: u32 = 32;
@@ -47,11 +49,12 @@ pub(super) struct Pulse {
 }
 
 impl Pulse {
-    /// Starts to beat to `socket`'s peer, to which it must be connected.
+    /// Starts to beat to `socket`'s peer, to which it must be connected; `real_time` asks for priority.
     pub fn start(
         socket: UdpSocket,
         pairing: Pairing,
         interval: Duration,
+        real_time: bool,
         counters: Arc<Counters>,
     ) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
@@ -62,7 +65,7 @@ impl Pulse {
         let theirs = Arc::clone(&shared);
         thread::Builder::new()
             .name("heartbeat".into())
-            .spawn(move || beat(&socket, pairing, interval, &theirs, &counters))?;
+            .spawn(move || beat(&socket, pairing, interval, real_time, &theirs, &counters))?;
         Ok(Self { shared, started })
     }
 
@@ -102,22 +105,11 @@ impl Drop for Pulse {
     }
 }
 
-/// Puts the calling thread before all ordinary ones, where the host lets it: on a host with more to do
-/// than it has cores, a heartbeat that waits its turn is a peer that is taken for dead.
-fn ask_for_priority() {
-    let priority = libc::sched_param { sched_priority: 1 };
-    // SAFETY: 0 is the calling thread; the kernel reads the structure and keeps nothing.
-    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority) };
-    if result != 0 {
-        let why = io::Error::last_os_error();
-        tracing::debug!(%why, "heartbeats have no priority over other threads (needs CAP_SYS_NICE)");
-    }
-}
-
 fn beat(
     socket: &UdpSocket,
     pairing: Pairing,
     interval: Duration,
+    real_time: bool,
     shared: &Shared,
     counters: &Counters,
 ) {
@@ -129,7 +121,9 @@ fn beat(
     let interval_ns = u64::try_from(interval.as_nanos())
         .unwrap_or(u64::MAX)
         .max(1_000_000);
-    ask_for_priority();
+    if real_time {
+        priority::go_first("heartbeats");
+    }
     let mut schedule = HeartbeatSchedule::new(vm, generation, role, interval_ns, stamp::now());
     let mut monitor = HeartbeatMonitor::new(vm, generation, role.peer(), 0, stamp::now());
     // One byte more than a heartbeat has, so that a longer datagram is seen as such.

@@ -12,6 +12,8 @@ use lockstep_logchan::transport::{BackupChannel, ChannelError, ReplayReport};
 use lockstep_perf::counters::Counters;
 use lockstep_perf::{pin, stamp};
 
+use super::priority;
+
 /// How long the thread stays in the channel before it looks whether it should stop.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
@@ -34,10 +36,11 @@ pub(super) struct Receiver {
 }
 
 impl Receiver {
-    /// Starts to receive, on `core` unless that is negative.
+    /// Starts to receive, on `core` unless that is negative; `real_time` asks for priority.
     pub fn start(
         channel: Box<dyn BackupChannel>,
         core: i32,
+        real_time: bool,
         counters: Arc<Counters>,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
@@ -49,6 +52,9 @@ impl Receiver {
             .spawn(move || {
                 if let pin::Placement::Refused { why, .. } = pin::place(core) {
                     tracing::warn!(%why, "the receiver is not pinned");
+                }
+                if real_time {
+                    priority::go_first("acknowledgements");
                 }
                 receive(channel, &theirs, &counters);
             })?;

@@ -7,6 +7,10 @@
 //! and where the answer to a `link` that worked may be lost: after an error, the temporary file's
 //! link count says whether it worked (open(2), under `O_EXCL`).
 //!
+//! A side writes its temporary file when the pair is made ([`ArbiterFile::candidate`]), so that a failover
+//! waits for one sync of a storage that others may keep busy, and not for two. One that a killed process
+//! left behind is removed by the next generation's.
+//!
 //! An answer is [`Outcome::Won`] only after the directory is synced. A storage that does not answer
 //! makes the call hang, which no timeout of ours can end: call it from a thread of its own.
 
@@ -35,8 +39,10 @@ pub struct Winner {
     pub generation: u64,
     /// The party that won.
     pub party: String,
-    /// When, milliseconds since 1970 on the winner's clock. For people: nothing depends on it.
-    pub won_at_unix_ms: u64,
+    /// When this was written, milliseconds since 1970 on the winner's clock, at the earliest when the pair
+    /// was made: when it was won is the file's `ctime`. For people: nothing depends on it.
+    #[serde(alias = "won_at_unix_ms")]
+    pub written_at_unix_ms: u64,
 }
 
 /// What the test-and-set answered.
@@ -117,19 +123,22 @@ impl ArbiterFile {
         })
     }
 
-    /// Asks for `party` to be the one that lives after `generation`.
+    /// `party`, who may ask to be the one that lives after `generation`. Touches nothing yet.
     ///
     /// `party` must be unique to this side's life (a name of the process, not of the role): whoever
     /// asks under a name that has won is taken for the winner, so that an answer lost on the way can
     /// be asked for again.
     ///
-    /// Blocks for as long as the storage does.
-    pub fn test_and_set(&self, generation: u64, party: &str) -> Outcome {
-        match self.attempt(generation, party) {
-            Ok(winner) if winner.party == party => Outcome::Won,
-            Ok(by) => Outcome::Lost { by },
-            Err(why) => Outcome::OutOfReach { why },
-        }
+    /// # Errors
+    /// [`ArbiterError::BadName`].
+    pub fn candidate(&self, generation: u64, party: &str) -> Result<Candidate, ArbiterError> {
+        check_name("party", party)?;
+        Ok(Candidate {
+            arbiter: self.clone(),
+            generation,
+            party: party.to_owned(),
+            temporary: None,
+        })
     }
 
     /// Who has won `generation`, if anybody has. For reports; deciding on it would be a race.
@@ -164,51 +173,22 @@ impl ArbiterFile {
             .join(format!("{}.{generation}.winner", self.vm))
     }
 
-    fn attempt(&self, generation: u64, party: &str) -> Result<Winner, ArbiterError> {
-        check_name("party", party)?;
-        // The common second question needs no temporary file. A stale "not there" of a caching file
-        // system does no harm here: `link` decides.
-        let winner = match self.read_winner(generation)? {
-            Some(winner) => winner,
-            None => self.link(generation, party)?,
+    /// Removes what candidates of earlier generations left when they were killed. One that still lives
+    /// writes another, see [`Candidate::link`]; so does one of a VM whose name looks like such a file's.
+    fn remove_leftovers(&self, generation: u64) {
+        let Ok(entries) = std::fs::read_dir(&self.directory) else {
+            return;
         };
-        if winner.party == party {
-            // Before the side goes live, its win must outlive the storage's power supply. On a
-            // question repeated after a failed sync this is the sync that was missing.
-            self.sync_directory()?;
-        }
-        Ok(winner)
-    }
-
-    /// Makes the winner's file, or finds out who did.
-    fn link(&self, generation: u64, party: &str) -> Result<Winner, ArbiterError> {
-        let winner = Winner {
-            vm: self.vm.clone(),
-            generation,
-            party: party.to_owned(),
-            won_at_unix_ms: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |since| since.as_millis() as u64),
-        };
-        let temporary = Temporary::write(&self.directory, &self.vm, &winner)?;
-        let path = self.winner_path(generation);
-        let linked = match rustix::fs::linkat(CWD, &temporary.path, CWD, &path, AtFlags::empty()) {
-            Ok(()) => return Ok(winner),
-            Err(errno) => errno,
-        };
-        // The answer may be wrong: ask the file itself.
-        let links = temporary
-            .file
-            .metadata()
-            .map_err(|source| storage("examining", &temporary.path, source))?
-            .nlink();
-        if links == 2 {
-            return Ok(winner);
-        }
-        match (linked, self.read_winner(generation)?) {
-            // Also after an error other than EEXIST: a winner that can be read is a winner.
-            (_, Some(winner)) => Ok(winner),
-            (errno, None) => Err(storage("linking", &path, errno.into())),
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let left_by = name
+                .to_str()
+                .and_then(|name| name.strip_prefix('.')?.strip_prefix(&self.vm))
+                .and_then(|rest| rest.strip_prefix('.')?.split('.').next()?.parse().ok());
+            if left_by.is_some_and(|left_by: u64| left_by < generation) {
+                // Whoever cannot remove it leaves it: its name is never looked at.
+                drop(std::fs::remove_file(entry.path()));
+            }
         }
     }
 
@@ -258,21 +238,120 @@ impl ArbiterFile {
     }
 }
 
+/// One side of a pair, before the arbiter. Dropping it removes what it prepared.
+#[derive(Debug)]
+pub struct Candidate {
+    arbiter: ArbiterFile,
+    generation: u64,
+    party: String,
+    temporary: Option<Temporary>,
+}
+
+impl Candidate {
+    /// Who asks.
+    #[must_use]
+    pub fn party(&self) -> &str {
+        &self.party
+    }
+
+    /// Does now what can be done before the question is put. Blocks for as long as the storage does.
+    ///
+    /// # Errors
+    /// The storage refuses or fails. The question may be put all the same, and tries again.
+    pub fn prepare(&mut self) -> Result<(), ArbiterError> {
+        self.arbiter.remove_leftovers(self.generation);
+        self.temporary().map(drop)
+    }
+
+    /// Asks to be the one that lives. Blocks for as long as the storage does.
+    pub fn test_and_set(&mut self) -> Outcome {
+        match self.attempt() {
+            Ok(winner) if winner.party == self.party => Outcome::Won,
+            Ok(by) => Outcome::Lost { by },
+            Err(why) => Outcome::OutOfReach { why },
+        }
+    }
+
+    fn attempt(&mut self) -> Result<Winner, ArbiterError> {
+        // The common second question needs no temporary file. A stale "not there" of a caching file
+        // system does no harm here: `link` decides.
+        let winner = match self.arbiter.read_winner(self.generation)? {
+            Some(winner) => winner,
+            None => self.link()?,
+        };
+        if winner.party == self.party {
+            // Before the side goes live, its win must outlive the storage's power supply. On a
+            // question repeated after a failed sync this is the sync that was missing.
+            self.arbiter.sync_directory()?;
+        }
+        Ok(winner)
+    }
+
+    fn temporary(&mut self) -> Result<&Temporary, ArbiterError> {
+        let temporary = match self.temporary.take() {
+            Some(temporary) => temporary,
+            None => {
+                let winner = Winner {
+                    vm: self.arbiter.vm.clone(),
+                    generation: self.generation,
+                    party: self.party.clone(),
+                    written_at_unix_ms: SystemTime::now()
+                        .duration_since(UNIX_EPOCH)
+                        .map_or(0, |since| since.as_millis() as u64),
+                };
+                Temporary::write(&self.arbiter.directory, winner)?
+            }
+        };
+        Ok(self.temporary.insert(temporary))
+    }
+
+    /// Makes the winner's file, or finds out who did.
+    fn link(&mut self) -> Result<Winner, ArbiterError> {
+        let path = self.arbiter.winner_path(self.generation);
+        let temporary = self.temporary()?;
+        let linked = match rustix::fs::linkat(CWD, &temporary.path, CWD, &path, AtFlags::empty()) {
+            Ok(()) => return Ok(temporary.winner.clone()),
+            Err(errno) => errno,
+        };
+        // The answer may be wrong: ask the file itself.
+        let links = temporary
+            .file
+            .metadata()
+            .map_err(|source| storage("examining", &temporary.path, source))?
+            .nlink();
+        if links == 2 {
+            return Ok(temporary.winner.clone());
+        }
+        if linked == Errno::NOENT {
+            // Somebody removed it: the next question comes with another.
+            self.temporary = None;
+        }
+        match (linked, self.arbiter.read_winner(self.generation)?) {
+            // Also after an error other than EEXIST: a winner that can be read is a winner.
+            (_, Some(winner)) => Ok(winner),
+            (errno, None) => Err(storage("linking", &path, errno.into())),
+        }
+    }
+}
+
 /// A fully written, synced file with one name, which goes when this is dropped. Its link under the
 /// winner's name stays.
+#[derive(Debug)]
 struct Temporary {
     path: PathBuf,
     file: File,
+    winner: Winner,
 }
 
 impl Temporary {
-    fn write(directory: &Path, vm: &str, winner: &Winner) -> Result<Self, ArbiterError> {
+    fn write(directory: &Path, winner: Winner) -> Result<Self, ArbiterError> {
         /// Tells this process's temporary files apart; only uniqueness is asked of it.
         static NEXT: AtomicU64 = AtomicU64::new(0);
         // Unique among the parties by the party's name, among its processes by the rest; and a
         // leftover of a crash makes O_EXCL refuse, never a mix.
         let path = directory.join(format!(
-            ".{vm}.{}.{}.{}.{}.{}",
+            ".{}.{}.{}.{}.{}.{}",
+            winner.vm,
             winner.generation,
             winner.party,
             std::process::id(),
@@ -284,8 +363,8 @@ impl Temporary {
             .create_new(true)
             .open(&path)
             .map_err(|source| storage("creating", &path, source))?;
-        let mut temporary = Self { path, file };
-        let text = serde_json::to_vec(winner).expect("a record of strings and numbers");
+        let text = serde_json::to_vec(&winner).expect("a record of strings and numbers");
+        let mut temporary = Self { path, file, winner };
         temporary
             .file
             .write_all(&text)
@@ -335,20 +414,88 @@ mod tests {
         ArbiterFile::new(directory.path(), "web.1").expect("legal names")
     }
 
+    fn ask(arbiter: &ArbiterFile, generation: u64, party: &str) -> Outcome {
+        match arbiter.candidate(generation, party) {
+            Ok(mut candidate) => candidate.test_and_set(),
+            Err(why) => Outcome::OutOfReach { why },
+        }
+    }
+
+    fn names_in(directory: &tempfile::TempDir) -> Vec<String> {
+        std::fs::read_dir(directory.path())
+            .expect("readable")
+            .map(|entry| {
+                entry
+                    .expect("an entry")
+                    .file_name()
+                    .into_string()
+                    .expect("text")
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_prepared_candidate_asks_with_what_it_has_written_and_leaves_nothing() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let arbiter = arbiter(&directory);
+        let candidate = |party| {
+            let mut candidate = arbiter.candidate(7, party).expect("legal");
+            candidate.prepare().expect("reachable");
+            candidate
+        };
+        let (mut a, mut b) = (candidate("a"), candidate("b"));
+        let prepared = names_in(&directory);
+        assert_eq!(prepared.len(), 2);
+        assert_eq!(
+            arbiter.winner(7).expect("reachable"),
+            None,
+            "prepared is not won"
+        );
+        assert!(matches!(a.test_and_set(), Outcome::Won));
+        assert!(matches!(b.test_and_set(), Outcome::Lost { .. }));
+        assert_eq!(names_in(&directory).len(), 3, "nothing was written anew");
+        drop((a, b));
+        assert_eq!(names_in(&directory), ["web.1.7.winner"]);
+    }
+
+    #[test]
+    fn what_a_killed_candidate_left_goes_with_the_next_generation_and_harms_no_living_one() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let arbiter = arbiter(&directory);
+        let prepared = |generation| {
+            let mut candidate = arbiter.candidate(generation, "a").expect("legal");
+            candidate.prepare().expect("reachable");
+            candidate
+        };
+        std::mem::forget(prepared(3));
+        let mut stale = prepared(4);
+        let mut new = prepared(5);
+        assert_eq!(names_in(&directory).len(), 1);
+        assert!(matches!(new.test_and_set(), Outcome::Won));
+        assert!(
+            matches!(stale.test_and_set(), Outcome::OutOfReach { .. }),
+            "asked with a file that is gone"
+        );
+        assert!(
+            matches!(stale.test_and_set(), Outcome::Won),
+            "and again with another"
+        );
+    }
+
     #[test]
     fn the_first_wins_the_second_loses_and_both_are_told_so_again() {
         let directory = tempfile::tempdir().expect("a directory");
         let arbiter = arbiter(&directory);
         assert_eq!(arbiter.winner(7).expect("reachable"), None);
         for _ in 0..2 {
-            assert!(matches!(arbiter.test_and_set(7, "a"), Outcome::Won));
-            match arbiter.test_and_set(7, "b") {
+            assert!(matches!(ask(&arbiter, 7, "a"), Outcome::Won));
+            match ask(&arbiter, 7, "b") {
                 Outcome::Lost { by } => assert_eq!((by.party.as_str(), by.generation), ("a", 7)),
                 other => panic!("{other:?}"),
             }
         }
         assert!(
-            matches!(arbiter.test_and_set(8, "b"), Outcome::Won),
+            matches!(ask(&arbiter, 8, "b"), Outcome::Won),
             "generations are decided one by one"
         );
         let names: Vec<_> = std::fs::read_dir(directory.path())
@@ -364,10 +511,10 @@ mod tests {
         let arbiter = arbiter(&directory);
         let next = || arbiter.next_generation().expect("reachable");
         assert_eq!(next(), 1);
-        arbiter.test_and_set(9, "a");
-        arbiter.test_and_set(3, "b");
+        ask(&arbiter, 9, "a");
+        ask(&arbiter, 3, "b");
         let other = ArbiterFile::new(directory.path(), "web").expect("legal");
-        other.test_and_set(70, "a");
+        ask(&other, 70, "a");
         for name in [
             "web.1.x.winner",
             "web.1..winner",
@@ -387,7 +534,7 @@ mod tests {
             vm: "web.1".to_owned(),
             generation: 1,
             party: "a".to_owned(),
-            won_at_unix_ms: 0,
+            written_at_unix_ms: 0,
         })
         .expect("json");
         let long = "x".repeat(10_000);
@@ -400,7 +547,7 @@ mod tests {
         ] {
             let directory = tempfile::tempdir().expect("a directory");
             std::fs::write(directory.path().join("web.1.1.winner"), text).expect("write");
-            let outcome = arbiter(&directory).test_and_set(1, "a");
+            let outcome = ask(&arbiter(&directory), 1, "a");
             assert!(
                 matches!(
                     outcome,
@@ -417,7 +564,7 @@ mod tests {
     fn storage_that_is_not_there_is_out_of_reach() {
         let directory = tempfile::tempdir().expect("a directory");
         let arbiter = ArbiterFile::new(&directory.path().join("unmounted"), "web").expect("legal");
-        match arbiter.test_and_set(1, "a") {
+        match ask(&arbiter, 1, "a") {
             Outcome::OutOfReach { why } => {
                 assert!(why.to_string().contains("both hosts"), "{why}");
             }
@@ -431,7 +578,7 @@ mod tests {
         for name in ["", "..", ".a", "a/b", "a b", "ä", &"n".repeat(65)] {
             assert!(ArbiterFile::new(directory.path(), name).is_err(), "{name}");
             assert!(matches!(
-                arbiter(&directory).test_and_set(1, name),
+                ask(&arbiter(&directory), 1, name),
                 Outcome::OutOfReach {
                     why: ArbiterError::BadName { .. }
                 }
@@ -451,7 +598,7 @@ mod tests {
             while !start.exists() {
                 std::hint::spin_loop();
             }
-            match arbiter.test_and_set(generation, party) {
+            match ask(&arbiter, generation, party) {
                 Outcome::Won => println!("WON {generation} {party}"),
                 Outcome::Lost { by } => println!("LOST {generation} {}", by.party),
                 Outcome::OutOfReach { why } => println!("FAILED {generation} {why}"),

@@ -165,7 +165,8 @@ impl<V: Vm> Following<V> {
                     }
                     // The loop replays on; `replay` tells the role when the log is empty.
                     BackupAction::Drain => {}
-                    BackupAction::TestAndSet(claim) => self.arbiter.put(claim),
+                    // Of the claim that the desk was opened with.
+                    BackupAction::TestAndSet(_) => self.arbiter.put(),
                     BackupAction::GoLive => return self.go_live(suspicion),
                     BackupAction::Halt(why) => {
                         tracing::error!(%why, "halted");
@@ -481,9 +482,8 @@ pub fn backup(vm: &VmSpec, pair: &PairSpec, options: RunOptions) -> Result<Backu
         &settings,
         Arc::clone(&counters),
     )?;
-    let arbiter = ArbiterDesk::open(pair.arbiter.clone(), control.doorbell().clone())
-        .map_err(RunError::host("starting the arbiter's thread"))?;
     let claim = pair::claim(Role::Backup, generation)?;
+    let arbiter = ArbiterDesk::open(&pair.arbiter, &claim, control.doorbell().clone())?;
     let save = match &pair.save_log {
         Some(path) => Some(saved::create(path, &hello)?),
         None => None,

@@ -50,6 +50,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ft::recorder::RecordError;
+use crate::host::arbiter_file::ArbiterError;
 use crate::host::disk::DiskError;
 use crate::host::snapshot_file::{Origin, SnapshotError, SnapshotFile};
 use crate::machine::{Machine, MachineConfig};
@@ -109,6 +110,9 @@ pub enum RunError {
     /// The machine's disks are not backed.
     #[error(transparent)]
     Backing(#[from] BackingError),
+    /// The arbiter cannot be asked in this side's name.
+    #[error(transparent)]
+    Arbiter(#[from] ArbiterError),
     /// Setting up the channel failed.
     #[error("setting up the channel: {0}")]
     Channel(#[source] Box<dyn Error + Send + Sync>),

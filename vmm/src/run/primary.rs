@@ -143,7 +143,8 @@ impl<V: Vm> Protected<V> {
                         self.channel = None;
                         self.pulse = None;
                     }
-                    PrimaryAction::TestAndSet(claim) => self.arbiter.put(claim),
+                    // Of the claim that the desk was opened with.
+                    PrimaryAction::TestAndSet(_) => self.arbiter.put(),
                     PrimaryAction::GoAlone => {
                         tracing::warn!("won at the arbiter: going on without a backup");
                         self.status.stand(Standing::Alone);
@@ -481,9 +482,8 @@ pub fn primary(
         &settings,
         Arc::clone(&counters),
     )?;
-    let arbiter = ArbiterDesk::open(pair.arbiter.clone(), control.doorbell().clone())
-        .map_err(RunError::host("starting the arbiter's thread"))?;
     let claim = pair::claim(Role::Primary, generation)?;
+    let arbiter = ArbiterDesk::open(&pair.arbiter, &claim, control.doorbell().clone())?;
     status.pair(generation, settings.channel.transport);
     status.stand(Standing::Primary);
     let now = stamp::now();

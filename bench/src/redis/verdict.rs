@@ -1,7 +1,7 @@
 //! What came of all that was asked.
 
 use super::history::KeyHistory;
-use super::linearizability::{Outcome, Violation};
+use super::linearizability::{self, Outcome, Violation};
 use super::model::readable;
 use crate::load::Verification;
 use serde::Serialize;
@@ -9,6 +9,7 @@ use std::fmt::{self, Write as _};
 use std::fs;
 use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Operations before and after the one that has no place, in a report.
 const AROUND: usize = 6;
@@ -167,4 +168,35 @@ fn describe(history: &KeyHistory, violation: &Violation) -> String {
         );
     }
     text
+}
+
+/// Checks keys on all cores: one key's history says nothing of another's.
+pub(super) fn check_all(histories: &[KeyHistory], steps_most: u64) -> Vec<KeyVerdict> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let turn = AtomicUsize::new(0);
+    let mut verdicts: Vec<(usize, KeyVerdict)> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads.min(histories.len()))
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut done = Vec::new();
+                    loop {
+                        // Relaxed: the number alone is shared; results come back by join.
+                        let index = turn.fetch_add(1, Ordering::Relaxed);
+                        let Some(history) = histories.get(index) else {
+                            break;
+                        };
+                        let outcome = linearizability::check(history, steps_most);
+                        done.push((index, KeyVerdict::new(history, outcome)));
+                    }
+                    done
+                })
+            })
+            .collect();
+        workers
+            .into_iter()
+            .flat_map(|worker| worker.join().expect("the checker does not panic"))
+            .collect()
+    });
+    verdicts.sort_by_key(|(index, _)| *index);
+    verdicts.into_iter().map(|(_, verdict)| verdict).collect()
 }

@@ -1,6 +1,7 @@
 //! `--disk`: what backs a machine's disks on this host.
 
 use super::machine::MachineError;
+use crate::config::DiskSection;
 use lockstep_vmm::host::disk::Sharing;
 use lockstep_vmm::machine::DiskSpec;
 use lockstep_vmm::run::DiskBacking;
@@ -43,20 +44,32 @@ impl DiskArgument {
     }
 }
 
-/// The machine's disks: as large as what backs them, named `lockstep-0` and so on.
+/// The machine's disks: each as large as what backs it, and otherwise as its section of the VM's file says.
 ///
 /// # Errors
-/// A file cannot be opened.
-pub fn disk_specs(arguments: &[DiskArgument]) -> Result<Vec<DiskSpec>, MachineError> {
+/// A file cannot be opened, or a section has none.
+pub fn disk_specs(
+    arguments: &[DiskArgument],
+    sections: &[DiskSection],
+) -> Result<Vec<DiskSpec>, MachineError> {
+    if sections.len() > arguments.len() {
+        return Err(MachineError::DiskSections {
+            sections: sections.len(),
+            arguments: arguments.len(),
+        });
+    }
     let spec = |(number, disk): (usize, &DiskArgument)| {
         let bytes = size(&disk.path).map_err(|source| MachineError::Disk {
             path: disk.path.clone(),
             source,
         })?;
+        let section = sections.get(number).cloned().unwrap_or_default();
         Ok(DiskSpec {
-            serial: format!("lockstep-{number}"),
+            serial: (section.serial).unwrap_or_else(|| format!("lockstep-{number}")),
             bytes,
-            ..DiskSpec::default()
+            read_only: section.read_only,
+            queues: section.queues,
+            write_cache: section.write_cache,
         })
     };
     arguments.iter().enumerate().map(spec).collect()
@@ -94,12 +107,38 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_is_as_large_as_its_file() {
+    fn a_disk_is_as_large_as_its_file_and_otherwise_as_its_section_says() {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(1 << 20).unwrap();
         let argument: DiskArgument = file.path().to_str().unwrap().parse().unwrap();
-        let specs = disk_specs(&[argument]).unwrap();
-        assert_eq!((specs[0].bytes, &*specs[0].serial), (1 << 20, "lockstep-0"));
-        assert!(disk_specs(&["/nonexistent".parse().unwrap()]).is_err());
+        let arguments = [argument.clone(), argument];
+        let section = DiskSection {
+            serial: Some("web-data".to_owned()),
+            queues: 4,
+            read_only: true,
+            write_cache: false,
+        };
+        let specs = disk_specs(&arguments, &[section]).unwrap();
+        let first = DiskSpec {
+            serial: "web-data".to_owned(),
+            bytes: 1 << 20,
+            read_only: true,
+            queues: 4,
+            write_cache: false,
+        };
+        let second = DiskSpec {
+            serial: "lockstep-1".to_owned(),
+            bytes: 1 << 20,
+            ..DiskSpec::default()
+        };
+        assert_eq!(specs, [first, second]);
+    }
+
+    #[test]
+    fn a_disk_without_a_file_is_refused() {
+        let missing = ["/nonexistent".parse().unwrap()];
+        assert!(disk_specs(&missing, &[]).is_err());
+        let error = disk_specs(&[], &[DiskSection::default()]).unwrap_err();
+        assert!(error.to_string().contains("--disk FILE"), "{error}");
     }
 }

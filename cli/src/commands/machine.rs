@@ -97,6 +97,16 @@ pub enum MachineError {
     /// Its switch.
     #[error("network.switch: {0}")]
     Switch(#[from] SwitchError),
+    /// A disk is described, and nothing backs it.
+    #[error(
+        "the VM's file describes {sections} disks ([[disk]]), and {arguments} are backed; give --disk FILE for each"
+    )]
+    DiskSections {
+        /// Described.
+        sections: usize,
+        /// Backed.
+        arguments: usize,
+    },
     /// One of its disks.
     #[error("--disk {}: {source}; it must be a file or a block device that this user may open", path.display())]
     Disk {
@@ -236,7 +246,7 @@ pub fn vm_spec(
         nic: file.network.is_some(),
         mac: file.vm.mac.0,
         wall_clock_start: file.vm.wall_clock_start,
-        disks: disk_specs(disks)?,
+        disks: disk_specs(disks, &file.disk)?,
         bounce_bytes,
     };
     machine.validate()?;

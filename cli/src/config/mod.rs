@@ -22,6 +22,12 @@
 //! [arbiter]
 //! directory = "/shared/lockstep"  # on storage that both hosts have mounted
 //!
+//! [[disk]]                        # the first --disk FILE as the guest sees it; [[disk]] again for the next
+//! serial = "web-data"             # default: lockstep-0
+//! queues = 2                      # 1 to 4, default 1
+//! read-only = false
+//! write-cache = true              # false: each write is complete only when it would survive a loss of power
+//!
 //! [settings.failure]              # the knobs, as `lockstep tune knobs` lists them
 //! heartbeat-timeout-ms = 100
 //! ```
@@ -34,6 +40,7 @@ mod nearest;
 pub use mac::MacAddress;
 
 use lockstep_tuning::knobs::{self, KnobError};
+use lockstep_vmm::machine::DiskSpec;
 use lockstep_vmm::machine::engine::EngineChoice;
 use lockstep_vmm::settings::Settings;
 use serde::{Deserialize, Serialize};
@@ -62,6 +69,9 @@ pub struct VmFile {
     /// Who decides. Not needed by an unprotected run.
     #[serde(default)]
     pub arbiter: Option<ArbiterSection>,
+    /// The disks as the guest sees them, in the order of `--disk`. What is left out has its defaults.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disk: Vec<DiskSection>,
     /// The knobs.
     #[serde(default)]
     pub settings: Settings,
@@ -135,6 +145,40 @@ pub struct ChannelSection {
 pub struct ArbiterSection {
     /// A directory on storage that both hosts have mounted.
     pub directory: PathBuf,
+}
+
+/// `[[disk]]`: what the guest sees. Which file or device it is, and how large, differs between hosts, so
+/// that is `--disk`'s.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct DiskSection {
+    /// By which the guest knows it again (`/dev/disk/by-id/virtio-SERIAL`), up to 20 printable ASCII
+    /// characters. `lockstep-N` if none is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// Request queues, 1 to 4.
+    pub queues: u8,
+    /// The guest can only read it.
+    pub read_only: bool,
+    /// Whether the write cache is on until the guest says otherwise.
+    pub write_cache: bool,
+}
+
+impl Default for DiskSection {
+    fn default() -> Self {
+        let DiskSpec {
+            queues,
+            read_only,
+            write_cache,
+            ..
+        } = DiskSpec::default();
+        Self {
+            serial: None,
+            queues,
+            read_only,
+            write_cache,
+        }
+    }
 }
 
 fn default_memory() -> u64 {

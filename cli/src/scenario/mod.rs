@@ -433,6 +433,7 @@ impl Scenario {
             arbiter: Some(ArbiterSection {
                 directory: self.arbiter_directory(run),
             }),
+            disk: Vec::new(),
             settings: self.settings_on(host),
         }
     }

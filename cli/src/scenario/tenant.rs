@@ -145,6 +145,7 @@ fn boot(guest: &Guest, program: &Path, engine: EngineChoice) -> Result<Booted, S
         }),
         channel: Default::default(),
         arbiter: None,
+        disk: Vec::new(),
         settings: Default::default(),
     };
     let new =

@@ -66,7 +66,9 @@ impl Pattern {
 
 /// Not the name of a pattern.
 #[derive(Debug, thiserror::Error)]
-#[error("{found}: no pattern; expected random-read, random-write, sequential-read or sequential-write")]
+#[error(
+    "{found}: no pattern; expected random-read, random-write, sequential-read or sequential-write"
+)]
 pub struct UnknownPattern {
     found: String,
 }

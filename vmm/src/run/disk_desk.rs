@@ -161,9 +161,8 @@ impl DiskDesk {
             self.disks.submit(&request);
             any = true;
         }
-        let fenced = limit == ReleaseLimit::Nothing || stamp::now() >= until;
-        if self.disks.waiting() > 0 && !fenced {
-            self.disks.flush()?;
+        if self.disks.waiting() > 0 && limit != ReleaseLimit::Nothing {
+            self.disks.flush(until)?;
         }
         self.disks.watch(now);
         Ok(any)

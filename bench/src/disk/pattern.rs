@@ -149,6 +149,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_pattern_is_found_by_its_name_and_another_name_is_said() {
+        for pattern in Pattern::ALL {
+            assert_eq!(pattern.name().parse::<Pattern>().ok(), Some(pattern));
+        }
+        let said = "random".parse::<Pattern>().expect_err("no pattern");
+        let said = said.to_string();
+        assert!(said.starts_with("random: "), "{said}");
+        assert!(
+            Pattern::ALL
+                .iter()
+                .all(|pattern| said.contains(pattern.name())),
+            "{said}"
+        );
+    }
+
+    #[test]
     fn every_place_is_a_whole_block_of_the_disk() {
         for pattern in Pattern::ALL {
             let mut places = Places::new(pattern, 4 << 20, 3);

@@ -35,7 +35,7 @@ use crate::rounds::alternate;
 use fio::Fio;
 use scratch::ScratchFile;
 
-pub use pattern::{Pattern, Point};
+pub use pattern::{Pattern, Point, UnknownPattern};
 
 /// Requests a second of the host's side over `fio`'s, at least: medians over the rounds.
 pub const LEAST_RATIO: f64 = 0.9;
@@ -50,8 +50,12 @@ pub struct Options {
     pub directory: PathBuf,
     /// Its size, bytes; a multiple of 1 MiB.
     pub file_bytes: u64,
+    /// What is asked of the disk.
+    pub patterns: Vec<Pattern>,
     /// Requests under way.
     pub depths: Vec<u32>,
+    /// Whether to measure what protection adds, too.
+    pub additions: bool,
     /// Rounds; the two take turns in each, at each point.
     pub rounds: usize,
     /// At the start of each lap, measured and forgotten.
@@ -75,7 +79,9 @@ impl Options {
         Self {
             directory,
             file_bytes: 1 << 30,
+            patterns: Pattern::ALL.to_vec(),
             depths: vec![1, 4, 16, 64],
+            additions: true,
             rounds: 5,
             warm_up: Duration::from_millis(300),
             lap: Duration::from_millis(1500),
@@ -189,7 +195,7 @@ pub fn run(
             None
         }
     };
-    for pattern in Pattern::ALL {
+    for pattern in options.patterns.iter().copied() {
         for depth in &options.depths {
             let point = Point {
                 pattern,
@@ -198,7 +204,7 @@ pub fn run(
             measure(point, options, &file, fio.as_ref(), report, progress)?;
         }
     }
-    for pattern in Pattern::ALL {
+    for pattern in options.patterns.iter().copied() {
         let names: Vec<String> = options
             .depths
             .iter()
@@ -214,9 +220,11 @@ pub fn run(
         report.plot(pattern.name(), &title, &names)?;
     }
     drop(file);
-    progress("copying to and from bounce buffers");
-    bounce::measure(options.copies, report)?;
-    output_rule(options, report, progress)?;
+    if options.additions {
+        progress("copying to and from bounce buffers");
+        bounce::measure(options.copies, report)?;
+        output_rule(options, report, progress)?;
+    }
     Ok(missing)
 }
 

@@ -71,7 +71,7 @@ pub(super) fn lap(
         disks.submit(&request(buffer));
         begun[buffer as usize] = stamp::now();
     }
-    disks.flush()?;
+    disks.flush(u64::MAX)?;
     let start = stamp::now() + options.warm_up.as_nanos() as u64;
     let stop = start + options.lap.as_nanos() as u64;
     let mut recorder = IntervalRecorder::new(options.lap);
@@ -99,7 +99,7 @@ pub(super) fn lap(
             disks.submit(&request(buffer));
         }
         if ended {
-            disks.flush()?;
+            disks.flush(u64::MAX)?;
         } else {
             disks.wait(PATIENCE)?;
             now = stamp::now();

@@ -1,6 +1,7 @@
 //! What is asked of the disk.
 
 use std::fmt;
+use std::str::FromStr;
 
 /// In which order, and which way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +34,7 @@ impl Pattern {
         Self::SequentialWrite,
     ];
 
-    /// For file names.
+    /// For file names and the command line.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -60,6 +61,27 @@ impl Pattern {
     #[must_use]
     pub const fn writes(self) -> bool {
         matches!(self, Self::RandomWrite | Self::SequentialWrite)
+    }
+}
+
+/// Not the name of a pattern.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{found}: no pattern; expected random-read, random-write, sequential-read or sequential-write"
+)]
+pub struct UnknownPattern {
+    found: String,
+}
+
+impl FromStr for Pattern {
+    type Err = UnknownPattern;
+
+    /// By [`Pattern::name`].
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let named = Self::ALL.into_iter().find(|pattern| pattern.name() == name);
+        named.ok_or_else(|| UnknownPattern {
+            found: name.to_owned(),
+        })
     }
 }
 
@@ -125,6 +147,22 @@ impl Places {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pattern_is_found_by_its_name_and_another_name_is_said() {
+        for pattern in Pattern::ALL {
+            assert_eq!(pattern.name().parse::<Pattern>().ok(), Some(pattern));
+        }
+        let said = "random".parse::<Pattern>().expect_err("no pattern");
+        let said = said.to_string();
+        assert!(said.starts_with("random: "), "{said}");
+        assert!(
+            Pattern::ALL
+                .iter()
+                .all(|pattern| said.contains(pattern.name())),
+            "{said}"
+        );
+    }
 
     #[test]
     fn every_place_is_a_whole_block_of_the_disk() {

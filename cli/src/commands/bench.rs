@@ -10,7 +10,7 @@ use arms::{OwnedArm, round_trip};
 use clap::{Args, Subcommand};
 use lockstep_bench::channel::{self, ChannelBenchError};
 use lockstep_bench::cpu::{self, CpuBenchError, CpuOptions, Guest};
-use lockstep_bench::disk::{self, DiskBenchError};
+use lockstep_bench::disk::{self, DiskBenchError, Pattern};
 use lockstep_bench::load::LoadConfig;
 use lockstep_bench::output_latency::{self, Arm, OutputLatencyError, Yardstick};
 use lockstep_bench::pingpong::Waiting;
@@ -100,6 +100,10 @@ struct DiskArguments {
     /// Times that each contender takes its turn at each point
     #[arg(long, value_name = "NUMBER", default_value_t = 5)]
     rounds: usize,
+    /// What is asked of the disk, one or several: random-read, random-write (4 KiB), sequential-read,
+    /// sequential-write (1 MiB) [default: all]
+    #[arg(long, value_name = "PATTERN,...", value_delimiter = ',')]
+    patterns: Vec<Pattern>,
     /// Requests under way, one or several numbers
     #[arg(long, value_name = "NUMBER,...", value_delimiter = ',', default_values_t = [1, 4, 16, 64],
         value_parser = clap::value_parser!(u32).range(1..=1024))]
@@ -107,6 +111,9 @@ struct DiskArguments {
     /// Length of each measurement
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 1500)]
     lap: u64,
+    /// Leave out what protection adds to a request
+    #[arg(long)]
+    host_only: bool,
     /// The program that is compared with
     #[arg(long, value_name = "PROGRAM", default_value = "fio")]
     fio: PathBuf,
@@ -292,8 +299,14 @@ fn disk_options(arguments: &DiskArguments, small: bool) -> disk::Options {
             ..disk::Options::small(directory)
         };
     }
+    let patterns = match arguments.patterns.as_slice() {
+        [] => Pattern::ALL.to_vec(),
+        chosen => chosen.to_vec(),
+    };
     disk::Options {
         rounds: arguments.rounds.max(1),
+        patterns,
+        additions: !arguments.host_only,
         depths: arguments.depths.clone(),
         lap: Duration::from_millis(arguments.lap.max(1)),
         fio: arguments.fio.clone(),

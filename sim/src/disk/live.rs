@@ -76,7 +76,7 @@ impl OutputSink for Outlets<'_> {
     }
 
     fn released(&self) -> Sequence {
-        self.gate.released()
+        self.gate.released_with(self.schedule.released())
     }
 }
 

@@ -51,7 +51,8 @@ pub trait OutputSink {
     /// Takes a read from a disk ([`super::vm::OutputKind::DiskRead`]), which is not held and has no
     /// entry. Called in the order in which the machine said it, between those that are held.
     fn pass(&mut self, output: Output);
-    /// Entry of the last output that has left; it rides in every mark, and in heartbeats.
+    /// Entry of the last output that has left, with none before it held any more; it rides in every mark,
+    /// and in heartbeats.
     fn released(&self) -> Sequence;
 }
 
@@ -130,6 +131,17 @@ impl OutputGate {
     #[must_use]
     pub const fn most_held(&self) -> usize {
         self.most
+    }
+
+    /// Entry of the last output that is out, where there are others than this gate's, of which that of
+    /// `elsewhere` is the last (requests to disks). With one before that still held here it is the last of
+    /// this gate's: the backup drops what it keeps of outputs up to there.
+    #[must_use]
+    pub fn released_with(&self, elsewhere: Sequence) -> Sequence {
+        match self.waits_for() {
+            Some(oldest) if oldest <= elsewhere => self.released,
+            _ => self.released.max(elsewhere),
+        }
     }
 
     /// The entry for which the oldest output waits.

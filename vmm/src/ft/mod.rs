@@ -31,7 +31,7 @@ pub mod recorder;
 pub mod replayer;
 pub mod shadow;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod throttle;
 pub mod times;
 pub mod vm;

@@ -161,9 +161,8 @@ impl DiskDesk {
             self.disks.submit(&request);
             any = true;
         }
-        let fenced = limit == ReleaseLimit::Nothing || stamp::now() >= until;
-        if self.disks.waiting() > 0 && !fenced {
-            self.disks.flush()?;
+        if self.disks.waiting() > 0 && limit != ReleaseLimit::Nothing {
+            self.disks.flush(until)?;
         }
         self.disks.watch(now);
         Ok(any)
@@ -235,6 +234,11 @@ impl DiskDesk {
         self.schedule.waiting() == 0 && self.schedule.running() == 0
     }
 
+    /// See [`Schedule::released`].
+    pub const fn released(&self) -> Sequence {
+        self.schedule.released()
+    }
+
     /// How many wait to be started, for an acknowledgement or for each other.
     pub fn waiting(&self) -> usize {
         self.schedule.waiting()
@@ -296,7 +300,8 @@ impl OutputSink for Outlets<'_> {
     }
 
     fn released(&self) -> Sequence {
-        self.gate.released()
+        let started = self.disks.as_ref().map(|disks| disks.released());
+        self.gate.released_with(started.unwrap_or(Sequence::NONE))
     }
 }
 
@@ -305,6 +310,8 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     use super::*;
+    use crate::ft::replayer::{NotReady, Progress, Replayer};
+    use crate::ft::testing::{Asking, log};
     use crate::machine::config::DiskSpec;
 
     const BLOCK: u64 = 4096;
@@ -327,11 +334,8 @@ mod tests {
         }
     }
 
-    /// A primary that was stopped, or that suspects its backup, may have more allowed writes than the
-    /// queue had places: the other side may be live by now.
-    #[test]
-    fn a_write_that_waited_for_a_place_in_the_queue_does_not_start_once_nothing_may_be_released() {
-        let file = tempfile::NamedTempFile::new().expect("a file");
+    /// A disk of two blocks that takes one request at a time. What is written is 0x5a.
+    fn desk(file: &tempfile::NamedTempFile) -> DiskDesk {
         file.as_file().set_len(2 * BLOCK).expect("a size");
         let machine = MachineConfig {
             disks: vec![DiskSpec {
@@ -350,9 +354,93 @@ mod tests {
         };
         let region = BounceRegion::new(BLOCK).expect("memory");
         region.write(0, &[0x5a; BLOCK as usize]);
-        let mut desk = DiskDesk::open(&machine, &[backing], Some(&region), &settings, 0)
+        DiskDesk::open(&machine, &[backing], Some(&region), &settings, 0)
             .expect("opened")
-            .expect("a disk");
+            .expect("a disk")
+    }
+
+    fn frame() -> Output {
+        Output {
+            kind: OutputKind::Frame,
+            bytes: vec![0; 60],
+        }
+    }
+
+    /// Whether a backup goes live whose log ends before entry 1, the primary having said so much.
+    fn goes_live_without_a_log(primary_released: Sequence) -> Result<(), NotReady> {
+        let mut vm = Asking::new();
+        let (_writer, mut reader) = log(1 << 12);
+        let mut replayer = Replayer::new(Sequence::NONE, 0);
+        replayer.primary_released(&mut vm, primary_released);
+        let progress = replayer
+            .step(&mut vm, &mut reader, 1)
+            .expect("an empty log");
+        assert_eq!(progress, Progress::Idle);
+        replayer.go_live().map(drop)
+    }
+
+    #[test]
+    fn a_backup_without_the_entry_of_a_write_that_was_started_does_not_go_live() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let mut desk = desk(&file);
+        let (mut gate, mut spent) = (OutputGate::new(), Vec::new());
+        let mut outlets = Outlets {
+            gate: &mut gate,
+            disks: Some(&mut desk),
+            spent: &mut spent,
+            now: 0,
+        };
+        outlets.hold(Sequence(1), write(1));
+        assert_eq!(goes_live_without_a_log(outlets.released()), Ok(()));
+
+        desk.start(ReleaseLimit::UpTo(Sequence(1)), Sequence::NONE, u64::MAX)
+            .expect("started");
+        let expected = NotReady::Behind {
+            released: Sequence(1),
+            replayed: Sequence::NONE,
+        };
+        let found = goes_live_without_a_log(gate.released_with(desk.released()));
+        assert_eq!(found, Err(expected));
+        while desk.ended().is_none() {
+            desk.await_progress(Duration::from_millis(10))
+                .expect("waited");
+        }
+    }
+
+    /// The backup would drop its copy, which is not out.
+    #[test]
+    fn a_frame_at_the_gate_is_not_released_by_a_later_write_that_was_started() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let mut desk = desk(&file);
+        let (mut gate, mut spent) = (OutputGate::new(), Vec::new());
+        let mut outlets = Outlets {
+            gate: &mut gate,
+            disks: Some(&mut desk),
+            spent: &mut spent,
+            now: 0,
+        };
+        outlets.hold(Sequence(1), frame());
+        outlets.hold(Sequence(2), write(1));
+        outlets.hold(Sequence(3), frame());
+        desk.start(ReleaseLimit::UpTo(Sequence(2)), Sequence::NONE, u64::MAX)
+            .expect("started");
+        assert_eq!(gate.released_with(desk.released()), Sequence::NONE);
+        gate.sent();
+        assert_eq!(gate.released_with(desk.released()), Sequence(2));
+        gate.sent();
+        assert_eq!(gate.released_with(desk.released()), Sequence(3));
+        while desk.ended().is_none() {
+            desk.await_progress(Duration::from_millis(10))
+                .expect("waited");
+        }
+    }
+
+    /// A primary that was stopped, or that suspects its backup, may have more allowed writes than the
+    /// queue had places: the other side may be live by now.
+    #[test]
+    fn a_write_that_waited_for_a_place_in_the_queue_does_not_start_once_nothing_may_be_released() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let mut desk = desk(&file);
         let acknowledged = ReleaseLimit::UpTo(Sequence(2));
         for id in 1..=2 {
             desk.add(&write(id), Some(Sequence(id)), 0);

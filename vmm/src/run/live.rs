@@ -430,6 +430,12 @@ impl<V: Vm> Live<V> {
         any
     }
 
+    /// Entry of the last output that is out, by the gate or on a disk.
+    pub fn released(&self) -> Sequence {
+        let started = self.disks.as_ref().map(DiskDesk::released);
+        self.gate.released_with(started.unwrap_or(Sequence::NONE))
+    }
+
     /// When a sleeping driver has to look again even if nothing comes: a guest timer, a digest, the
     /// end of being held back.
     pub fn wake_at(&self) -> Option<u64> {

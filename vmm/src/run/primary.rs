@@ -33,7 +33,6 @@ use super::status::{Standing, Status};
 use super::{RunError, RunOptions, VmSpec};
 use crate::ft::arbiter::ArbitrationSettings;
 use crate::ft::detector::{DetectorSettings, Suspicion};
-use crate::ft::gate::OutputSink;
 use crate::ft::log::{EndReason, Unlogged};
 use crate::ft::primary::{Primary, PrimaryAction, PrimaryHalt};
 use crate::ft::throttle::Throttle;
@@ -361,7 +360,7 @@ impl<V: Vm> Protected<V> {
                 // Another thread's stamp may be a hair ahead of ours.
                 self.role.heard(heard.min(now));
             }
-            pulse.tell(self.live.gate.released());
+            pulse.tell(self.live.released());
         }
         if let Some(answer) = self.arbiter.answer() {
             self.role.arbiter_answered(now, answer);

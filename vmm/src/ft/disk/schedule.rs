@@ -68,6 +68,7 @@ pub struct Schedule {
     /// When that is over.
     settled_at: u64,
     fruitless: Option<Fruitless>,
+    released: Sequence,
 }
 
 impl Schedule {
@@ -168,6 +169,9 @@ impl Schedule {
                 continue;
             }
             let waiting = self.waiting.remove(index)?;
+            if let Some(entry) = waiting.held_by {
+                self.released = self.released.max(entry);
+            }
             self.running.push(Finished {
                 request,
                 kicked: waiting.kicked,
@@ -223,6 +227,13 @@ impl Schedule {
         running
             .find(|running| running.request.id == id)
             .map(|running| running.request)
+    }
+
+    /// The last of the entries for which requests waited that have been started since; earlier ones may
+    /// still wait, for each other.
+    #[must_use]
+    pub const fn released(&self) -> Sequence {
+        self.released
     }
 
     /// How many have not been started.

@@ -2,10 +2,11 @@
 //! buffers as one registered buffer.
 //!
 //! [`Disks`] is driven by one thread, which never blocks in it: [`Disks::submit`] takes a request in,
-//! [`Disks::flush`] hands everything taken in over to the kernel with one entry, [`Disks::completed`]
-//! takes what is done out of the ring's memory. **Only `flush` starts I/O**: whoever may not write any
-//! more (a primary that has stood still) does not call it, and nothing that waits here reaches the disk.
-//! It must therefore be called again for as long as [`Disks::is_idle`] says no.
+//! [`Disks::flush`] hands everything taken in over to the kernel, a pair with each entry, and
+//! [`Disks::completed`] takes what is done out of the ring's memory. **Only `flush` starts I/O**, and
+//! only until the time that it is given: whoever may not write any more (a primary that has stood
+//! still) does not call it, and nothing that waits here reaches the disk. It must therefore be called
+//! again for as long as [`Disks::is_idle`] says no.
 //!
 //! Order is the caller's: what is given in is done in any order, so conflicting requests are not to be
 //! in here together ([`DiskRequest::conflicts`]), and a flush covers what was completed before it.
@@ -185,12 +186,20 @@ impl Disks {
         }
     }
 
-    /// Hands over what was taken in, as far as the queue is deep: one kernel entry, none if there is
-    /// nothing. Waits for nothing. The only call that starts I/O.
+    /// Hands over what was taken in, as far as the queue is deep: a kernel entry for each pair of
+    /// requests, none if there is nothing. Waits for nothing. The only call that starts I/O.
+    ///
+    /// The caller's right to do so ends at `until` (nanoseconds of [`lockstep_perf::stamp::now`];
+    /// `u64::MAX` for never): the clock is looked at right before each entry, and nothing is started
+    /// from there on, however long this thread was stopped in between. What was not is still
+    /// [`waiting`](Self::waiting).
     ///
     /// # Errors
     /// The kernel refuses its own ring: no request will be completed any more.
-    pub fn flush(&mut self) -> Result<(), DiskError> {
+    pub fn flush(&mut self, until: u64) -> Result<(), DiskError> {
+        if stamp::now() >= until {
+            return Ok(());
+        }
         while let Some(place) = self.again.pop() {
             self.push(place);
         }
@@ -220,7 +229,7 @@ impl Disks {
                 self.push(place);
             }
         }
-        self.ring.submit().map_err(|source| DiskError::Ring {
+        self.ring.submit(until).map_err(|source| DiskError::Ring {
             step: "handing disk requests over",
             source,
         })

@@ -47,6 +47,25 @@ fn a_write_waits_for_its_acknowledgement_and_a_read_does_not() {
 }
 
 #[test]
+fn what_has_been_started_counts_as_released_by_its_entry_and_nothing_else_does() {
+    let mut schedule = Schedule::new();
+    schedule.add(request(1, WRITE, 0, 1), Some(Sequence(3)), 0);
+    schedule.add(request(2, WRITE, 0, 1), Some(Sequence(4)), 0);
+    schedule.add(request(3, DiskOp::Read, 4, 1), None, 0);
+    schedule.add(request(4, WRITE, 6, 1), Some(Sequence(5)), 0);
+    schedule.add(request(5, WRITE, 7, 1), Some(Sequence(6)), 0);
+    let limit = ReleaseLimit::UpTo(Sequence(5));
+    let mut started = Vec::new();
+    while let Some(request) = schedule.next(limit, NONE, 1) {
+        started.push((request.id, schedule.released().0));
+    }
+    assert_eq!(started, [(1, 3), (3, 3), (4, 5)]);
+    schedule.done(1);
+    assert_eq!(schedule.next(limit, NONE, 2).unwrap().id, 2);
+    assert_eq!(schedule.released(), Sequence(5), "never goes back");
+}
+
+#[test]
 fn what_was_allowed_and_had_to_wait_is_held_again_when_the_limit_falls() {
     let mut schedule = Schedule::new();
     let acked = ReleaseLimit::UpTo(Sequence(9));

@@ -81,7 +81,7 @@ impl Rig {
 
     fn start(&mut self, request: &DiskRequest) {
         self.disks.submit(request);
-        self.disks.flush().expect("handed over");
+        self.disks.flush(u64::MAX).expect("handed over");
     }
 
     /// The next end of a request, with waiting for it.
@@ -92,7 +92,7 @@ impl Rig {
                 return ended;
             }
             assert!(stamp::now() < give_up, "nothing ends: {:?}", self.disks);
-            self.disks.flush().expect("handed over");
+            self.disks.flush(u64::MAX).expect("handed over");
             self.disks
                 .wait(Duration::from_millis(100))
                 .expect("waited for");

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use lockstep_perf::stamp;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{BUFFERS, PATIENCE, Rig, file, written};
@@ -33,11 +34,74 @@ fn only_a_flush_starts_what_was_taken_in() {
 }
 
 #[test]
-fn as_many_as_the_queue_is_deep_go_with_one_entry_and_the_rest_wait() {
+fn nothing_starts_once_the_right_to_start_it_has_ended() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = written(directory.path(), MIB);
+    let mut rig = Rig::one(&path, MIB);
+    let request = rig.request(WRITE, 0, 4096);
+    rig.region.write(request.bounce, &[1; 4096]);
+    rig.disks.submit(&request);
+    for until in [0, stamp::now()] {
+        rig.disks.flush(until).expect("nothing to do");
+        assert_eq!((rig.disks.in_flight(), rig.disks.waiting()), (0, 1));
+    }
+    assert_eq!(rig.disks.kernel_entries(), 0);
+    assert_eq!(rig.disks.completed(), None);
+    let found = fs::read(&path).expect("there");
+    assert!(found.iter().all(|byte| *byte == 0x5a), "a fenced write");
+    rig.disks.flush(u64::MAX).expect("handed over");
+    assert_eq!(rig.next(), (request.id, DiskStatus::Done));
+    assert_eq!(fs::read(&path).expect("there")[..4096], [1; 4096]);
+}
+
+/// A right that ends in the middle of a flush ends there, whatever has been queued by then.
+#[test]
+fn what_a_flush_did_not_get_to_in_time_never_starts() {
+    const DEPTH: u64 = 1000;
+    let options = DiskOptions {
+        queue_depth: DEPTH as u32,
+        ..DiskOptions::default()
+    };
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = written(directory.path(), DEPTH * 4096);
+    let mut partly = 0;
+    // How long a flush takes is the host's affair: some length is in the middle of it.
+    for micros in (0..).step_by(20).take(200) {
+        let mut rig = Rig::new(&[file(&path, DEPTH * 4096, Sharing::Own)], &options);
+        for n in 0..DEPTH {
+            let request = rig.request(DiskOp::Read, n * 4096, 4096);
+            rig.disks.submit(&request);
+        }
+        let until = stamp::now() + micros * 1000;
+        rig.disks.flush(until).expect("handed over");
+        let waiting = rig.disks.waiting();
+        for _ in 0..DEPTH - waiting as u64 {
+            while rig.disks.completed().is_none() {
+                rig.disks.wait(PATIENCE).expect("waited for");
+            }
+        }
+        rig.disks
+            .wait(Duration::from_millis(1))
+            .expect("waited for");
+        assert_eq!(
+            rig.disks.completed(),
+            None,
+            "one of the {waiting} that wait has started"
+        );
+        partly += u32::from(0 < waiting && waiting < DEPTH as usize);
+        if waiting == 0 {
+            break;
+        }
+    }
+    assert!(partly > 0, "no flush was cut off");
+}
+
+#[test]
+fn as_many_as_the_queue_is_deep_go_a_pair_with_each_entry_and_the_rest_wait() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = written(directory.path(), MIB);
     let options = DiskOptions {
-        queue_depth: 8,
+        queue_depth: 9,
         ..DiskOptions::default()
     };
     let mut rig = Rig::new(&[file(&path, MIB, Sharing::Own)], &options);
@@ -49,13 +113,13 @@ fn as_many_as_the_queue_is_deep_go_with_one_entry_and_the_rest_wait() {
             request.id
         })
         .collect();
-    rig.disks.flush().expect("handed over");
-    assert_eq!((rig.disks.in_flight(), rig.disks.waiting()), (8, 92));
-    assert_eq!(rig.disks.kernel_entries(), 1);
+    rig.disks.flush(u64::MAX).expect("handed over");
+    assert_eq!((rig.disks.in_flight(), rig.disks.waiting()), (9, 91));
+    assert_eq!(rig.disks.kernel_entries(), 5);
     while !rig.disks.is_idle() {
         let (id, status) = rig.next();
         assert_eq!(status, DiskStatus::Done);
-        assert!(rig.disks.in_flight() <= 8);
+        assert!(rig.disks.in_flight() <= 9);
         wanted.retain(|wanted| *wanted != id);
     }
     assert_eq!(wanted, [0; 0], "each ended once");
@@ -89,7 +153,7 @@ fn what_one_thread_started_another_finishes() {
             rig.region.write(request.bounce, &[n as u8; 4096]);
             rig.disks.submit(&request);
         }
-        rig.disks.flush().expect("handed over");
+        rig.disks.flush(u64::MAX).expect("handed over");
         rig
     })
     .join()

@@ -35,6 +35,7 @@ mod control;
 mod cursor;
 mod error;
 mod mapping;
+mod pace;
 mod producer;
 mod ring;
 mod spin;

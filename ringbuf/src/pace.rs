@@ -16,7 +16,7 @@ use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 /// Bytes found by a look from which on looking is not too frequent.
-const PLENTY: u64 = 16 << 10;
+const PLENTY: u64 = 8 << 10;
 /// The first gap, nanoseconds: about what the cache line takes there and back.
 const LEAST: u32 = 250;
 /// The longest gap, and so what a reader may see an entry of a stream late by, nanoseconds.

@@ -22,7 +22,7 @@ impl Consumer {
     pub(crate) fn new(claim: Claim, cursor: ConsumerCursor) -> Self {
         Self {
             cursor,
-            pace: Pace::default(),
+            pace: Pace::new(claim.mapping().capacity() as u64),
             claim,
         }
     }

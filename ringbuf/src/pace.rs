@@ -17,7 +17,7 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// Bytes found by a look from which on looking is not too frequent.
+/// Bytes found by a look from which on looking is not too frequent; in a small ring, less.
 const PLENTY: u64 = 8 << 10;
 /// The first gap, nanoseconds: less than a conversation's shortest round trip, so that it delays none.
 const LEAST: u32 = 250;
@@ -27,8 +27,10 @@ const MOST: u32 = 2_000;
 const PAUSES_PER_CLOCK: u32 = 8;
 
 /// The distance that one reader keeps.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Pace {
+    /// Bytes found by a look from which on looking is not too frequent.
+    plenty: u64,
     /// Nanoseconds from look to look; 0: look at once.
     gap: Cell<u32>,
     /// Bytes found by the last look before there was a gap.
@@ -40,6 +42,16 @@ pub(crate) struct Pace {
 impl Pace {
     /// Longest time that [`Pace::keep`] takes.
     pub(crate) const MOST: Duration = Duration::from_nanos(MOST as u64);
+
+    /// The pace of a reader of a ring of `capacity` bytes.
+    pub(crate) fn new(capacity: u64) -> Self {
+        Self {
+            plenty: PLENTY.min(capacity / 8),
+            gap: Cell::new(0),
+            without: Cell::new(0),
+            last: Cell::new(None),
+        }
+    }
 
     /// Spins until it is time for the next look.
     #[inline]
@@ -64,7 +76,7 @@ impl Pace {
         let worth = self.without.get() * u64::from(1 + gap / LEAST);
         let next = if bytes == 0 {
             0
-        } else if bytes >= PLENTY {
+        } else if bytes >= self.plenty {
             // As much is there without so long a gap.
             let shorter = gap - gap / 4;
             if shorter < LEAST { 0 } else { shorter }
@@ -104,13 +116,13 @@ mod tests {
     #[test]
     fn a_reader_of_a_stream_comes_to_look_as_seldom_as_finds_plenty_or_is_allowed() {
         // 20 ns an entry of 64 bytes.
-        let pace = Pace::default();
+        let pace = Pace::new(1 << 20);
         assert_eq!(pace.gap(), 0);
         let kept = stream(&pace, 3200, 64);
         assert!(kept.iter().all(|(gap, _)| *gap <= MOST), "{kept:?}");
         assert_eq!(kept.last(), Some(&(MOST, 6400)));
         // 50 ns an entry of 1 KiB: a shorter gap finds plenty.
-        let kept = stream(&Pace::default(), 20_480, 1024);
+        let kept = stream(&Pace::new(1 << 20), 20_480, 1024);
         assert!(kept[10..].iter().all(|(gap, _)| *gap < MOST), "{kept:?}");
     }
 
@@ -119,7 +131,7 @@ mod tests {
         for message in 1..9 {
             // The first look met the writer after one entry; from then on all of a message is there
             // however long the reader waits for it.
-            let pace = Pace::default();
+            let pace = Pace::new(1 << 20);
             pace.found(64);
             for _ in 0..10 {
                 pace.found(64 * message);
@@ -132,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_look_that_finds_nothing_ends_the_gap() {
-        let pace = Pace::default();
+        let pace = Pace::new(1 << 20);
         stream(&pace, 3200, 64);
         pace.found(0);
         assert_eq!((pace.gap(), pace.last.get()), (0, None));
@@ -143,7 +155,7 @@ mod tests {
 
     #[test]
     fn the_gap_counts_from_the_last_look_and_passes_once() {
-        let pace = Pace::default();
+        let pace = Pace::new(1 << 20);
         stream(&pace, 3200, 64);
         let last = pace.last.get().expect("something was found");
         pace.keep();

@@ -4,8 +4,8 @@
 //! waits until it has the line back; whoever reads the newest bytes has its prefetcher take the lines
 //! that the writer is about to write. A reader that looks again as soon as it has read everything
 //! makes both happen at each entry: of 64-byte entries, two at a look, 18 million a second then go
-//! through, where writing alone could do 180 and reading alone 230 (`lockstep bench ring` on the host
-//! of its results). So between looks that find little, and find it at once, a spinning reader leaves a
+//! through, where writing alone does 180 and reading alone 230 (on the host of bench/RESULTS.md). So
+//! between looks that find little, and find it at once, a spinning reader leaves a
 //! gap, during which the writer has its lines to itself.
 //!
 //! The gap is of the time from look to look, so a reader that has something to do with what it reads

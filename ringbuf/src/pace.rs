@@ -5,8 +5,8 @@
 //! that the writer is about to write. A reader that looks again as soon as it has read everything
 //! makes both happen at each entry: of 64-byte entries, two at a look, 18 million a second then go
 //! through, where writing alone does 180 and reading alone 230 (on the host of bench/RESULTS.md). So
-//! between looks that find little, and find it at once, a spinning reader leaves a
-//! gap, during which the writer has its lines to itself.
+//! between looks that find little, and find it at once, a spinning reader leaves a gap, during which
+//! the writer has its lines to itself.
 //!
 //! The gap is of the time from look to look, so a reader that has something to do with what it reads
 //! never notices it. A gap must bring something: each is twice the one before only while what a look

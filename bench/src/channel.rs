@@ -31,16 +31,22 @@ pub const SHM_LIMIT_US: f64 = 3.0;
 pub struct Options {
     /// Payload of an entry, bytes; 88 makes an entry of 128.
     pub payload_bytes: usize,
-    /// Entries a round and arm of the closed loop: one at a time, as fast as they are acknowledged.
+    /// Most entries a round and arm of the closed loop: one at a time, as fast as they are
+    /// acknowledged.
     pub entries: usize,
+    /// Longest closed loop of one round and arm. Some arms wait for the scheduler (a kernel thread
+    /// that submits, on the core of an end that spins), and take 8 ms for each entry.
+    pub closed_loop: Duration,
     /// Rounds; the arms take turns.
     pub rounds: usize,
     /// Entries a second of the open loop, which measures from the time an entry was due.
     pub rate: u32,
     /// Length of the open loop of one round and arm; zero leaves it out.
     pub open_loop: Duration,
-    /// Log bytes sent in one round and arm to measure throughput; 0 leaves it out.
+    /// Most log bytes sent in one round and arm to measure throughput; 0 leaves it out.
     pub throughput_bytes: u64,
+    /// Longest sending in one round and arm to measure throughput.
+    pub throughput: Duration,
     /// Payload of an entry while throughput is measured, bytes.
     pub throughput_payload_bytes: usize,
     /// Pin the primary's end to the first core and the backup's to the second, where there are two.
@@ -49,15 +55,40 @@ pub struct Options {
     pub arms: Vec<Arm>,
 }
 
+/// Length of each measurement of one round and arm, where nothing else is asked for.
+pub const LAP: Duration = Duration::from_millis(250);
+
+/// Rounds, where nothing else is asked for.
+pub const ROUNDS: usize = 5;
+
+/// Entries a second of the open loop, where nothing else is asked for.
+pub const RATE: u32 = 10_000;
+
+impl Options {
+    /// Each of the three measurements of a round and arm takes at most `lap`; the open loop just that.
+    #[must_use]
+    pub fn of_laps(lap: Duration) -> Self {
+        Self {
+            closed_loop: lap,
+            open_loop: lap,
+            throughput: lap,
+            ..Self::default()
+        }
+    }
+}
+
 impl Default for Options {
+    /// About 50 seconds.
     fn default() -> Self {
         Self {
             payload_bytes: 88,
             entries: 10_000,
-            rounds: 5,
-            rate: 10_000,
-            open_loop: Duration::from_secs(1),
-            throughput_bytes: 64 << 20,
+            closed_loop: LAP,
+            rounds: ROUNDS,
+            rate: RATE,
+            open_loop: LAP,
+            throughput_bytes: 1 << 30,
+            throughput: LAP,
             throughput_payload_bytes: 1460,
             pin: true,
             arms: Arm::all(),
@@ -108,7 +139,12 @@ pub fn run(options: &Options, report: &mut Report) -> Result<(), ChannelBenchErr
         "acknowledgement bytes",
         lockstep_logchan::protocol::ack::ACK_BYTES as u64,
     );
+    report.fact("rounds", options.rounds as u64);
+    report.fact("closed loop, entries at most", options.entries as u64);
+    report.fact("closed loop, ms at most", ms(options.closed_loop));
     report.fact("open loop, entries a second", options.rate);
+    report.fact("open loop, ms", ms(options.open_loop));
+    report.fact("throughput, ms at most", ms(options.throughput));
     report.fact("cores of the two ends", format!("{cores:?}"));
 
     let mut outcomes: Vec<Outcome> = options
@@ -165,6 +201,10 @@ pub(crate) fn acknowledged_after(
             })
         }
     }
+}
+
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The cores of the two ends.
@@ -275,6 +315,8 @@ mod tests {
         let mut report = Report::create(home.path(), "channel", "test").expect("created");
         let options = Options {
             entries: 50,
+            // Two busy cores: longer than 50 entries can take.
+            closed_loop: Duration::from_secs(60),
             rounds: 2,
             open_loop: Duration::from_millis(20),
             rate: 1000,

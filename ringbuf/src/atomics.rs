@@ -4,6 +4,7 @@
 use std::sync::atomic::{self, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::thread::futex::{self, Flags, Timespec};
 use rustix::thread::{MembarrierCommand, membarrier};
 
@@ -61,9 +62,16 @@ impl Atomics for Native {
 
     fn heavy_fence() {
         // Both sides registered before they got hold of a ring, and the command needs no more than
-        // that the kernel knows it, so it cannot fail where registering succeeded.
-        membarrier(MembarrierCommand::GlobalExpedited)
-            .expect("membarrier(GLOBAL_EXPEDITED) failed after its registration succeeded");
+        // that the kernel knows it, and for a moment memory for a set of processors.
+        loop {
+            match membarrier(MembarrierCommand::GlobalExpedited) {
+                Ok(()) => return,
+                Err(Errno::NOMEM) => std::thread::yield_now(),
+                Err(errno) => {
+                    panic!("membarrier(GLOBAL_EXPEDITED) failed after its registration: {errno}")
+                }
+            }
+        }
     }
 
     fn futex_wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {

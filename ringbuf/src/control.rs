@@ -23,8 +23,9 @@ use crate::atomics::{Atomics, Native};
 pub mod layout {
     /// First eight bytes of a ring, `LOCKSTEP` as they lie in memory.
     pub const MAGIC: u64 = u64::from_le_bytes(*b"LOCKSTEP");
-    /// Version of this layout and of the protocol on it.
-    pub const VERSION: u32 = 1;
+    /// Version of this layout and of the protocol on it. In 1 a producer made a full fence before it
+    /// asked whether the ring is sealed, and so the sealer made no heavy one.
+    pub const VERSION: u32 = 2;
     /// Offset of the magic.
     pub const MAGIC_AT: usize = 0;
     /// Offset of the layout version.

@@ -131,10 +131,11 @@ impl ProducerCursor {
     /// Whether the ring is sealed: exact for everything published before the call.
     #[inline]
     pub(crate) fn sealed<A: Atomics>(&self, control: &Control<A>) -> bool {
-        // Pairs with the fence in `ConsumerCursor::seal`. Ours stands between our store of
+        // Pairs with the heavy fence in `ConsumerCursor::seal`. Ours stands between our store of
         // `committed` and this load of `sealed`, theirs between their store of `sealed` and their
-        // load of `committed`: at least one of the two loads sees the other's store.
-        A::full_fence();
+        // load of `committed`: at least one of the two loads sees the other's store. The sealer pays
+        // for both, once in the life of the ring; we ask at every output.
+        A::light_fence();
         // Acquire pairs with the Release in `seal`, though nothing is read on the strength of it.
         control.sealed.0.load(Acquire) != 0
     }
@@ -191,6 +192,12 @@ impl ConsumerCursor {
         self.fault.get()
     }
 
+    /// The committed cursor as far as is known without looking.
+    #[inline]
+    pub(crate) fn known(&self) -> u64 {
+        self.committed.get()
+    }
+
     /// The committed cursor, looking at the producer's.
     #[inline]
     pub(crate) fn look<A: Atomics>(&self, control: &Control<A>) -> u64 {
@@ -237,8 +244,8 @@ impl ConsumerCursor {
     pub(crate) fn seal<A: Atomics>(&mut self, control: &Control<A>) -> u64 {
         // Release pairs with the Acquire in `ProducerCursor::sealed`.
         control.sealed.0.store(1, Release);
-        // Pairs with the fence in `ProducerCursor::sealed`.
-        A::full_fence();
+        // Pairs with the light fence in `ProducerCursor::sealed`.
+        A::heavy_fence();
         let end = self.look(control);
         self.frozen.set(true);
         // A producer that waits for room waits in vain from here on.

@@ -19,6 +19,9 @@
 //! The consumer can [seal](Consumer::seal) the ring, once and for good. After that, for every
 //! commit: either the consumer saw it when it sealed, or [`Producer::sealed`], asked after the
 //! commit, is true. That makes "committed is acknowledged" sound between two processes of one host.
+//! The question costs a load: the fence that it needs is made by the sealer, on every core that runs a
+//! process with a ring (`membarrier(2)`, Linux 4.16; making or attaching a ring registers the process).
+//! A producer that got at the memory in another way deceives itself alone.
 //!
 //! # Trust
 //!
@@ -35,6 +38,7 @@ mod control;
 mod cursor;
 mod error;
 mod mapping;
+mod pace;
 mod producer;
 mod ring;
 mod spin;

@@ -1,6 +1,13 @@
-//! Every interleaving of the cursor protocol, on loom's atomics: exactly the code that ships, with
-//! fences as P1202 defines them (a heavy and a light fence order as two full ones do, so loom is
-//! given full ones) and a futex whose comparison and falling asleep are one step.
+//! Every interleaving of the cursor protocol, on loom's atomics: exactly the code that ships, with a
+//! futex whose comparison and falling asleep are one step.
+//!
+//! A light and a heavy fence are full ones here. P1202 defines the pair so: whichever of the two comes
+//! first in the order of all fences, what stands before it is seen behind the other. `membarrier(2)`
+//! keeps that by making every running thread of a registered process execute a full fence at some
+//! moment of the call: a light fence (program order) that lies before this moment is as good as a full
+//! one there, one behind it follows the sealer's or sleeper's store. Only two light fences would get
+//! more from loom than they have, and no two ever face each other: `wake` and `sealed` are the light
+//! sides, `sleep_unless` and `seal` the heavy ones.
 //!
 //! Loom finds by itself a read of bytes that are not yet written or already written over: the bytes
 //! are in its `UnsafeCell`s. The same protocol with a kind of fence left out shows that the
@@ -386,8 +393,8 @@ fn the_sealer_sees_the_commit_or_the_producer_sees_the_seal() {
 }
 
 #[test]
-fn without_full_fences_an_acknowledged_commit_would_be_lost() {
-    let outcomes = outcomes(None, seal_among_two_commits::<false, true>);
+fn without_the_asymmetric_fences_an_acknowledged_commit_would_be_lost() {
+    let outcomes = outcomes(None, seal_among_two_commits::<true, false>);
     assert!(
         outcomes
             .iter()

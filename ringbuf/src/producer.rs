@@ -84,11 +84,8 @@ impl Producer {
     /// If fewer are reserved.
     #[inline]
     pub fn publish(&mut self, len: usize) {
-        let mapping = self.claim.mapping();
-        self.cursor.publish(mapping.control(), len as u64);
-        if self.cursor.known_free() >= AHEAD as u64 {
-            own(mapping.at(self.cursor.committed()));
-        }
+        self.cursor
+            .publish(self.claim.mapping().control(), len as u64);
     }
 
     /// Wakes the consumer if it sleeps.
@@ -126,25 +123,6 @@ impl Producer {
     pub fn fault(&self) -> Option<CursorFault> {
         self.cursor.fault()
     }
-}
-
-/// Bytes behind the committed ones whose cache lines the producer asks for ahead of time.
-const AHEAD: usize = 128;
-
-/// Asks for the cache lines where the next entry will begin, to write to them. The consumer read them
-/// a lap ago, so they are in its cache; stores become visible in order, so that without this the
-/// cursor that publishes the next entry would wait for them to come over.
-#[inline]
-fn own(next: std::ptr::NonNull<u8>) {
-    #[cfg(target_arch = "x86_64")]
-    for offset in (0..AHEAD).step_by(64) {
-        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-        // SAFETY: a prefetch is a hint: it faults nowhere and changes nothing but caches. The address
-        // is mapped besides, for the data area is mapped twice in a row.
-        unsafe { _mm_prefetch::<_MM_HINT_ET0>(next.as_ptr().wrapping_add(offset).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = next;
 }
 
 impl std::fmt::Debug for Producer {

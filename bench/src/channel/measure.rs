@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -126,27 +126,19 @@ fn bare(waiting: Waiting, options: &Options, back: Option<usize>) -> Result<Roun
         Ok(())
     });
     let mut near = End::new(near, waiting, entry)?;
-    let mut recorder = IntervalRecorder::new(Duration::from_secs(5));
-    let warm_up = options.entries / WARM_UP;
-    for n in 0..options.entries {
-        if n == warm_up {
-            recorder.begin(stamp::now());
-        }
-        let start = stamp::now();
+    let closed = closed_loop(options, || {
         near.send(entry)?;
-        if !near.receive(ACK_BYTES)? {
-            return Err(RoundError::Failed("the echo ended".into()));
+        if near.receive(ACK_BYTES)? {
+            Ok(())
+        } else {
+            Err(RoundError::Failed("the echo ended".into()))
         }
-        let end = stamp::now();
-        if n >= warm_up {
-            recorder.record(end, end - start);
-        }
-    }
+    })?;
     drop(near);
     echo.join()
         .unwrap_or_else(|_| Err(RoundError::Failed("the echo panicked".into())))?;
     Ok(Round {
-        closed: recorder.finish(stamp::now()),
+        closed,
         open: Series::new(),
         throughput: None,
     })
@@ -306,7 +298,10 @@ fn receive(mut backup: Box<dyn BackupChannel>, stop: &AtomicBool) -> Result<(), 
 
 fn channel(arm: &Arm, options: &Options, back: Option<usize>) -> Result<Round, RoundError> {
     let mut ends = Ends::make(arm, ring_bytes(options), back)?;
-    let closed = closed_loop(&mut ends, options)?;
+    let closed = closed_loop(options, || {
+        let sequence = ends.send(options.payload_bytes, Flags::ACK_AT_ONCE)?;
+        ends.settle(sequence)
+    })?;
     let open = if options.open_loop.is_zero() {
         Series::new()
     } else {
@@ -326,20 +321,31 @@ fn channel(arm: &Arm, options: &Options, back: Option<usize>) -> Result<Round, R
     })
 }
 
-/// One entry at a time: committed, then waited for.
-fn closed_loop(ends: &mut Ends, options: &Options) -> Result<Series, RoundError> {
+/// One thing after another, each done and waited for by `once`: as many as there are to be or there is
+/// time for, but one at least. Measured after a fifth of either.
+fn closed_loop(
+    options: &Options,
+    mut once: impl FnMut() -> Result<(), RoundError>,
+) -> Result<Series, RoundError> {
     let mut recorder = IntervalRecorder::new(Duration::from_secs(5));
-    let warm_up = options.entries / WARM_UP;
+    let begin = stamp::now();
+    let time = options.closed_loop.as_nanos() as u64;
+    let (warm, over) = (begin + time / WARM_UP as u64, begin + time);
+    let mut measured = None;
     for n in 0..options.entries {
-        if n == warm_up {
-            recorder.begin(stamp::now());
-        }
         let start = stamp::now();
-        let sequence = ends.send(options.payload_bytes, Flags::ACK_AT_ONCE)?;
-        ends.settle(sequence)?;
-        let end = stamp::now();
-        if n >= warm_up {
+        if measured.is_none() && (n >= options.entries / WARM_UP || start >= warm) {
+            recorder.begin(start);
+            measured = Some(0_usize);
+        }
+        if start >= over && measured.is_some_and(|count| count > 0) {
+            break;
+        }
+        once()?;
+        if let Some(count) = &mut measured {
+            let end = stamp::now();
             recorder.record(end, end - start);
+            *count += 1;
         }
     }
     Ok(recorder.finish(stamp::now()))
@@ -407,16 +413,20 @@ fn pause(due: u64) {
 /// As much as goes through, replayed by a thread that only reads. Megabytes of log a second.
 fn throughput(mut ends: Ends, options: &Options, back: Option<usize>) -> Result<f64, RoundError> {
     let payload = options.throughput_payload_bytes.min(MAX_PAYLOAD_BYTES);
-    let entries = options
+    let most = options
         .throughput_bytes
         .div_ceil((HEADER_BYTES + payload) as u64);
+    // The number of the last entry, once it is known.
+    let end = Arc::new(AtomicU64::new(u64::MAX));
+    let known = Arc::clone(&end);
     let Some(mut reader) = ends.reader.take() else {
         return Err(RoundError::Failed("the reader is gone".into()));
     };
     let replaying = std::thread::spawn(move || -> Result<(), RoundError> {
         pin_to(back)?;
         let mut idle_since = stamp::now();
-        while reader.last_sequence().0 < entries {
+        // Relaxed: a number, on the strength of which nothing else is read.
+        while reader.last_sequence().0 < known.load(Ordering::Relaxed) {
             if reader.peek().map_err(RoundError::failed)?.is_some() {
                 reader.release();
                 idle_since = stamp::now();
@@ -429,16 +439,54 @@ fn throughput(mut ends: Ends, options: &Options, back: Option<usize>) -> Result<
         Ok(())
     });
     let start = stamp::now();
+    let over = start + options.throughput.as_nanos() as u64;
     let mut last = Sequence::NONE;
-    for _ in 0..entries {
+    while last.0 < most && (last == Sequence::NONE || stamp::now() < over) {
         last = ends.send(payload, Flags::NONE)?;
         ends.primary.poll(&ends.writer, stamp::now())?;
         ends.primary.wake_backup(&ends.writer);
     }
+    end.store(last.0, Ordering::Relaxed);
     ends.settle(last)?;
     let replayed = replaying.join();
     let seconds = (stamp::now() - start) as f64 / 1e9;
     replayed.unwrap_or_else(|_| Err(RoundError::Failed("the replaying thread panicked".into())))?;
     ends.end()?;
-    Ok(entries as f64 * (HEADER_BYTES + payload) as f64 / seconds / 1e6)
+    Ok(last.0 as f64 * (HEADER_BYTES + payload) as f64 / seconds / 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the closed loop of `options` measures, and how often it calls, where each takes `once`.
+    fn counts(options: &Options, once: Duration) -> (u64, usize) {
+        let mut calls = 0;
+        let series = closed_loop(options, || {
+            calls += 1;
+            std::thread::sleep(once);
+            Ok(())
+        });
+        let Ok(series) = series else {
+            panic!("nothing fails");
+        };
+        (series.total().count(), calls)
+    }
+
+    #[test]
+    fn a_closed_loop_ends_with_its_entries_or_its_time_and_measures_one_at_least() {
+        let options = |entries, ms| Options {
+            entries,
+            closed_loop: Duration::from_millis(ms),
+            ..Options::default()
+        };
+        assert_eq!(counts(&options(50, 60_000), Duration::ZERO), (40, 50));
+        let (measured, calls) = counts(&options(1_000_000, 50), Duration::from_millis(2));
+        assert!(
+            measured > 0 && calls <= 26 && (measured as usize) < calls,
+            "{measured} {calls}"
+        );
+        // A fifth of the time and all of it are over at once: one warms up, one is measured.
+        assert_eq!(counts(&options(1_000, 1), Duration::from_millis(5)), (1, 2));
+    }
 }

@@ -56,7 +56,7 @@ enum Suite {
     /// The log ring beside other rings and a bare cache-line hand-off
     Ring,
     /// The logging channel beside a bare TCP ping-pong
-    Channel,
+    Channel(ChannelArguments),
     /// What the output rule adds to a packet: unprotected, shm and tcp in one run
     OutputLatency(OutputLatencyArguments),
     /// Requests a second of Redis in Debian, protected and unprotected
@@ -65,6 +65,22 @@ enum Suite {
     Disk(DiskArguments),
     /// The software CPU beside QEMU's, with and without -icount: a kernel's boot, and bare loops
     Cpu(CpuArguments),
+}
+
+/// Arguments of `lockstep bench channel`.
+#[derive(Debug, Args)]
+struct ChannelArguments {
+    /// Times that each arm takes its turn
+    #[arg(long, value_name = "NUMBER", default_value_t = channel::ROUNDS)]
+    rounds: usize,
+    /// Longest of each measurement of an arm's turn: closed loop, open loop, throughput
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = channel::LAP.as_millis() as u64,
+        value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    lap: u64,
+    /// Entries a second of the open loop
+    #[arg(long, value_name = "NUMBER", default_value_t = channel::RATE,
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    rate: u32,
 }
 
 /// Arguments of `lockstep bench cpu`.
@@ -184,7 +200,7 @@ pub enum BenchError {
 pub fn bench(arguments: &BenchArguments, settings: Settings) -> Result<ExitCode, BenchError> {
     let name = match &arguments.suite {
         Suite::Ring => "ring",
-        Suite::Channel => "channel",
+        Suite::Channel(_) => "channel",
         Suite::OutputLatency(_) => "output-latency",
         Suite::Cpu(_) => "cpu",
         Suite::Disk(_) => "disk",
@@ -206,8 +222,8 @@ pub fn bench(arguments: &BenchArguments, settings: Settings) -> Result<ExitCode,
             ring::run(&options, &mut report)?;
             true
         }
-        Suite::Channel => {
-            channel::run(&channel_options(small), &mut report)?;
+        Suite::Channel(suite) => {
+            channel::run(&channel_options(suite, small), &mut report)?;
             true
         }
         Suite::OutputLatency(suite) => output_latency(suite, settings, small, &mut report)?,
@@ -314,8 +330,12 @@ fn disk_options(arguments: &DiskArguments, small: bool) -> disk::Options {
     }
 }
 
-fn channel_options(small: bool) -> channel::Options {
-    let options = channel::Options::default();
+fn channel_options(arguments: &ChannelArguments, small: bool) -> channel::Options {
+    let options = channel::Options {
+        rounds: arguments.rounds,
+        rate: arguments.rate,
+        ..channel::Options::of_laps(Duration::from_millis(arguments.lap))
+    };
     if !small {
         return options;
     }

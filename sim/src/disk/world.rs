@@ -10,7 +10,7 @@ use lockstep_ringbuf::{Ring, RingOptions};
 use lockstep_vmm::ft::arbiter::{ArbitrationSettings, Claim, Party};
 use lockstep_vmm::ft::backup::{Backup, BackupAction, BackupState};
 use lockstep_vmm::ft::detector::{DetectorSettings, Suspicion};
-use lockstep_vmm::ft::disk::{DiskRequest, RequestId};
+use lockstep_vmm::ft::disk::{DiskRequest, DiskSet, RequestId};
 use lockstep_vmm::ft::gate::ReleaseLimit;
 use lockstep_vmm::ft::log::Unlogged;
 use lockstep_vmm::ft::primary::{Primary, PrimaryAction, PrimaryState};
@@ -499,7 +499,10 @@ impl World {
                                 return Err((DiskRule::Equal, detail));
                             }
                         }
-                        Progress::Running | Progress::Replayed(_) | Progress::Ended(_) => {}
+                        Progress::Running
+                        | Progress::Replayed(_)
+                        | Progress::AwaitDisk { .. }
+                        | Progress::Ended(_) => {}
                     }
                 }
             }
@@ -574,7 +577,7 @@ impl World {
         vm.lenient = vm.last();
         let recorder = Recorder::new(RECORDER, now, vm.clock(), taken.said);
         let mut live = LiveMachine::new(*vm, recorder, false);
-        live.schedule.reissue(requests, now, settle);
+        live.schedule.reissue(requests, &DiskSet::NONE, now, settle);
         self.backup = Follower::Live(Box::new(live), Unlogged::after(taken.replayed));
         self.live_since = Some(self.step);
         self.storage.primary_lingers = true;

@@ -23,7 +23,7 @@ use serde::Serialize;
 use super::alone::{Alone, AloneEnd};
 use super::arbiter_desk::ArbiterDesk;
 use super::control::Control;
-use super::disk_desk;
+use super::disk_desk::DiskDesk;
 use super::idle::{self, Idle};
 use super::live::{Live, LiveParts};
 use super::log_source::LogSource;
@@ -40,6 +40,7 @@ use crate::ft::arbiter::ArbitrationSettings;
 use crate::ft::backup::{Backup, BackupAction, BackupHalt, BackupState};
 use crate::ft::detector::{DetectorSettings, Suspicion};
 use crate::ft::disk::DiskRequest;
+use crate::ft::gate::ReleaseLimit;
 use crate::ft::log::{EndReason, Sequence, Unlogged};
 use crate::ft::replayer::{Progress, Replayer};
 use crate::ft::shadow::ShadowRing;
@@ -53,6 +54,9 @@ const ANNOUNCED_AFTER_MS: [u64; 6] = [0, 50, 200, 500, 1000, 3000];
 /// Longest sleep of a thread that waits for log entries: the network's frames and the operator's stop
 /// wait for it.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// The same while a request to one of the side's own disks is under way: the log waits for it.
+const DISK_LOOK_EVERY: Duration = Duration::from_micros(500);
 
 /// A backup looks at the network this often, nanoseconds: the port must hold what comes meanwhile.
 const WATCH_EVERY: u64 = 500_000;
@@ -143,7 +147,7 @@ impl<V: Vm> Following<V> {
     pub fn run(mut self) -> Result<BackupReport, RunError> {
         let mut suspicion = None;
         loop {
-            let mut progress = self.replay();
+            let mut progress = self.replay()?;
             let now = stamp::now();
             if now.saturating_sub(self.watched_at) >= WATCH_EVERY {
                 self.watch_network(now);
@@ -185,25 +189,28 @@ impl<V: Vm> Following<V> {
                 return Ok(self.report(BackupEnd::Stopped, None));
             }
             if !progress {
-                self.wait(now);
+                self.wait(now)?;
             }
         }
     }
 
     /// Replays what is there, for a while. Whether anything was.
-    fn replay(&mut self) -> bool {
+    fn replay(&mut self) -> Result<bool, RunError> {
         if !self.role.may_replay() {
-            return false;
+            return Ok(false);
         }
-        let mut any = false;
+        let mut any = self.follow_disks()?;
         for _ in 0..ENTRIES_PER_LOOK {
             match self.replayer.step(&mut self.vm, &mut self.log, self.budget) {
                 Ok(Progress::Idle) => {
-                    if matches!(self.role.state(), BackupState::Draining(_)) {
+                    // What was begun on the side's own disks is to have ended before it is done again.
+                    let draining = matches!(self.role.state(), BackupState::Draining(_));
+                    if draining && self.own_disks_rest() {
                         self.role.drained(stamp::now(), self.replayer.replayed());
                     }
                     break;
                 }
+                Ok(Progress::AwaitDisk { .. }) => break,
                 Ok(Progress::Running) => {
                     any = true;
                     break;
@@ -225,6 +232,7 @@ impl<V: Vm> Following<V> {
                     break;
                 }
             }
+            any |= self.follow_disks()?;
         }
         if any {
             let replayed = Replayed {
@@ -245,7 +253,39 @@ impl<V: Vm> Following<V> {
                 .replayed_sequence
                 .set(replayed.sequence.0);
         }
-        any
+        Ok(any)
+    }
+
+    /// Goes on with what the side does to its own disks. Whether anything was begun or has ended.
+    fn follow_disks(&mut self) -> Result<bool, RunError> {
+        let Some(disks) = &mut self.live.disks else {
+            return Ok(false);
+        };
+        if disks.own().is_empty() {
+            return Ok(false);
+        }
+        let mut any = false;
+        while let Some((id, status)) = disks.followed() {
+            self.replayer.own_disk_ended(id, status);
+            any = true;
+        }
+        while let Some(step) = self.replayer.own_disk() {
+            disks.follow(step);
+        }
+        let over = matches!(self.role.state(), BackupState::Draining(_)) && self.replayer.drained();
+        if over {
+            // What is not begun yet is the live machine's.
+            disks.go_on()?;
+        } else {
+            any |= disks.start(ReleaseLimit::Everything, Sequence::NONE, u64::MAX)?;
+        }
+        Ok(any)
+    }
+
+    /// Whether nothing is under way on the side's own disks.
+    fn own_disks_rest(&self) -> bool {
+        let disks = self.live.disks.as_ref();
+        disks.is_none_or(|disks| disks.running() == 0)
     }
 
     /// Reads from the shared disk what the log does not bring (`--backup-reads`).
@@ -306,7 +346,7 @@ impl<V: Vm> Following<V> {
         }
     }
 
-    fn wait(&mut self, now: u64) {
+    fn wait(&mut self, now: u64) -> Result<(), RunError> {
         let until = self
             .role
             .deadline()
@@ -316,11 +356,17 @@ impl<V: Vm> Following<V> {
             // Whoever commits to the log, or checks it, wakes this thread, and so does the receiver
             // when the channel ends. Once it has, the role's own times are all there is to wait for.
             let left = Duration::from_nanos(until.saturating_sub(now)).min(LOOK_EVERY);
+            if let Some(disks) = &mut self.live.disks
+                && disks.running() > 0
+            {
+                // What is there to be replayed waits for them, or soon will.
+                return Ok(disks.await_progress(left.min(DISK_LOOK_EVERY))?);
+            }
             let ended = self.receiver.has_ended();
             self.log.wait(&self.replay_wait, left, || {
                 !ended && self.receiver.has_ended()
             });
-            return;
+            return Ok(());
         }
         let doorbell = self.control.doorbell();
         idle::sleep(
@@ -329,6 +375,7 @@ impl<V: Vm> Following<V> {
         );
         // After the sleep and before the next look, so that no ring is lost.
         doorbell.clear();
+        Ok(())
     }
 
     fn go_live(mut self, suspicion: Option<Suspicion>) -> Result<BackupReport, RunError> {
@@ -459,11 +506,17 @@ pub fn backup(vm: &VmSpec, pair: &PairSpec, options: RunOptions) -> Result<Backu
     if let pin::Placement::Refused { why, .. } = pin::place(settings.cpu.vcpu_core) {
         tracing::warn!(%why, "the replaying thread is not pinned");
     }
-    disk_desk::refuse_own(&options.disks)?;
+    let sharing = pair::sharing(&options.disks);
     let parts = LiveParts::of(options, &vm.machine, &machine)?;
     status.engine(vm.machine.engine);
     status.stand(Standing::Waiting);
-    let hello = pair::hello(vm, Role::Backup, None, settings.channel.ring_bytes);
+    let hello = pair::hello(
+        vm,
+        Role::Backup,
+        None,
+        settings.channel.ring_bytes,
+        &sharing,
+    );
     let connection = pair::reach_primary(&pair.address, &hello, &Patience::default())?;
     let generation = connection.agreed.generation;
     let (channel, reader, shared) = pair::backup_channel(connection, &pair.address, &settings)?;
@@ -488,6 +541,7 @@ pub fn backup(vm: &VmSpec, pair: &PairSpec, options: RunOptions) -> Result<Backu
         Some(path) => Some(saved::create(path, &hello)?),
         None => None,
     };
+    let own = parts.disks.as_ref().map(DiskDesk::own).unwrap_or_default();
     status.pair(generation, settings.channel.transport);
     status.stand(Standing::Backup);
     let now = stamp::now();
@@ -500,11 +554,13 @@ pub fn backup(vm: &VmSpec, pair: &PairSpec, options: RunOptions) -> Result<Backu
     );
     Following {
         vm: machine,
-        replayer: Replayer::new(Sequence::NONE, 0).shadowed_by(ShadowRing::new(
-            vm.machine.mac,
-            settings.failure.shadow_frames as usize,
-            now,
-        )),
+        replayer: Replayer::new(Sequence::NONE, 0)
+            .shadowed_by(ShadowRing::new(
+                vm.machine.mac,
+                settings.failure.shadow_frames as usize,
+                now,
+            ))
+            .with_own_disks(own),
         log: LogSource::new(reader, shared, save),
         receiver,
         role,

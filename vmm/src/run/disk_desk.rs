@@ -10,9 +10,12 @@ use lockstep_perf::disk_stages::{DiskHistograms, DiskStamps};
 use lockstep_perf::stamp;
 
 use super::RunError;
-use crate::ft::disk::{DiskOp, DiskRequest, DiskStatus, RequestWireError, Schedule};
+use crate::ft::disk::{
+    DiskOp, DiskRequest, DiskSet, DiskStatus, RequestId, RequestWireError, Schedule,
+};
 use crate::ft::gate::{OutputGate, OutputSink, ReleaseLimit};
 use crate::ft::log::Sequence;
+use crate::ft::replayer::OwnDisk;
 use crate::ft::vm::{Output, OutputKind};
 use crate::host::disk::{DiskError, DiskFile, DiskOptions, Disks, Sharing};
 use crate::machine::MachineConfig;
@@ -39,26 +42,6 @@ pub enum BackingError {
         /// As named.
         files: usize,
     },
-    /// What is not there yet.
-    #[error(
-        "disk {}: own: a pair whose sides have a disk each is not built yet; name a file or device that both \
-         hosts reach (shared:)",
-        path.display()
-    )]
-    Own {
-        /// The file.
-        path: PathBuf,
-    },
-}
-
-/// For the two sides of a pair.
-pub(super) fn refuse_own(files: &[DiskBacking]) -> Result<(), BackingError> {
-    match files.iter().find(|file| file.sharing == Sharing::Own) {
-        Some(file) => Err(BackingError::Own {
-            path: file.path.clone(),
-        }),
-        None => Ok(()),
-    }
 }
 
 /// A request whose I/O has ended, and which the guest does not know of yet.
@@ -74,6 +57,8 @@ pub(super) struct Ended {
 pub(super) struct DiskDesk {
     disks: Disks,
     schedule: Schedule,
+    /// Those that the other side has a copy of, instead of reaching them.
+    own: DiskSet,
     /// Read data is not put in the log: the backup reads the shared disk itself.
     pub backup_reads: bool,
     settle_ns: u64,
@@ -106,6 +91,9 @@ impl DiskDesk {
         let Some(region) = region else {
             return Ok(None);
         };
+        let is_own = |(_, backing): &(u8, &DiskBacking)| backing.sharing == Sharing::Own;
+        let own = (0..).zip(files).filter(is_own).map(|(disk, _)| disk);
+        let own = own.collect();
         let files: Vec<DiskFile> = machine
             .disks
             .iter()
@@ -121,6 +109,7 @@ impl DiskDesk {
         Ok(Some(Self {
             disks: Disks::open(&files, region.clone(), &options)?,
             schedule: Schedule::new(),
+            own,
             backup_reads: settings.backup_reads,
             settle_ns: u64::from(settings.settle_ms) * 1_000_000,
             retry_ns: u64::try_from(options.read_retry.as_nanos()).unwrap_or(u64::MAX),
@@ -131,16 +120,50 @@ impl DiskDesk {
         }))
     }
 
+    /// Those that are this side's own.
+    pub const fn own(&self) -> DiskSet {
+        self.own
+    }
+
     fn add(&mut self, output: &Output, held_by: Option<Sequence>, now: u64) {
         match DiskRequest::read_from(&output.bytes) {
-            Ok(request) => self.schedule.add(request, held_by, now),
+            // The world does not see what is done to this side's own disk, and the other side has its own.
+            Ok(request) => {
+                let held_by = held_by.filter(|_| !self.own.contains(request.disk));
+                self.schedule.add(request, held_by, now);
+            }
             Err(error) => self.damaged = Some(error),
         }
     }
 
-    /// This machine has gone live: what it has asked for and has no end of is issued again.
+    /// Whether the output rule holds the disk request that `output` is.
+    fn holds(&self, output: &Output) -> bool {
+        DiskRequest::read_from(&output.bytes).is_ok_and(|request| !self.own.contains(request.disk))
+    }
+
+    /// This machine has gone live: what it has asked for and has no end of is issued again. What it did to
+    /// its own disks as a backup has ended.
     pub fn reissue(&mut self, requests: Vec<DiskRequest>, now: u64) {
-        self.schedule.reissue(requests, now, self.settle_ns);
+        self.schedule = Schedule::new();
+        self.schedule
+            .reissue(requests, &self.own, now, self.settle_ns);
+    }
+
+    /// A backup does to its own disk what the primary does to its.
+    pub fn follow(&mut self, step: OwnDisk) {
+        match step {
+            OwnDisk::Start(request) => self.schedule.add(request, None, stamp::now()),
+            OwnDisk::Reads(request) => self.schedule.add_elsewhere(request),
+            OwnDisk::HasRead(id) => drop(self.schedule.done(id)),
+        }
+    }
+
+    /// The next request of [`DiskDesk::follow`] that has ended, and how.
+    pub fn followed(&mut self) -> Option<(RequestId, DiskStatus)> {
+        let ended = self.ended()?;
+        self.ended = None;
+        self.schedule.done(ended.request.id);
+        Some((ended.request.id, ended.status))
     }
 
     /// Starts what may start. `until` is the time until which the caller's right to write holds: a
@@ -166,6 +189,15 @@ impl DiskDesk {
         }
         self.disks.watch(now);
         Ok(any)
+    }
+
+    /// Goes on with what has been started, and starts nothing.
+    pub fn go_on(&mut self) -> Result<(), RunError> {
+        if self.disks.waiting() > 0 {
+            self.disks.flush()?;
+        }
+        self.disks.watch(stamp::now());
+        Ok(())
     }
 
     /// The next request whose I/O has ended; the same one until [`DiskDesk::told`].
@@ -293,6 +325,11 @@ impl OutputSink for Outlets<'_> {
             OutputKind::Disk => self.give_to_disk(output, Some(sequence)),
             _ => self.gate.hold(sequence, output),
         }
+    }
+
+    fn awaits(&self, output: &Output) -> bool {
+        let disks = self.disks.as_ref();
+        output.kind != OutputKind::Disk || disks.is_some_and(|disks| disks.holds(output))
     }
 
     fn pass(&mut self, output: Output) {

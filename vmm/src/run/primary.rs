@@ -22,7 +22,6 @@ use rustix::event::{PollFd, PollFlags};
 use super::alone::{Alone, AloneEnd};
 use super::arbiter_desk::ArbiterDesk;
 use super::control::Control;
-use super::disk_desk;
 use super::door::Door;
 use super::idle::{self, Idle};
 use super::live::{Live, LiveParts, Turn};
@@ -84,7 +83,7 @@ pub(super) struct Protected<V: Vm> {
     pub heard: u64,
     /// When the last acknowledgement was seen.
     pub acked_at: u64,
-    /// Outputs that had their entries when the log was last handed to the channel.
+    /// Outputs that waited, or had waited, when the log was last handed to the channel.
     pub flushed_outputs: u64,
     /// When that was.
     pub flushed_at: u64,
@@ -284,7 +283,7 @@ impl<V: Vm> Protected<V> {
         };
         // Entries that nothing waits for go with the next that an output does: a send costs the guest
         // tens of microseconds, and a request would cost two.
-        let outputs = self.live.recorder.counts().outputs;
+        let outputs = self.live.recorder.counts().awaited;
         let waiting = outputs != self.flushed_outputs || turn != Turn::Progress;
         if waiting || now.saturating_sub(self.flushed_at) > FLUSH_EVERY_NS {
             channel
@@ -448,7 +447,7 @@ pub fn primary(
     if let pin::Placement::Refused { why, .. } = pin::place(settings.cpu.vcpu_core) {
         tracing::warn!(%why, "the vCPU thread is not pinned");
     }
-    disk_desk::refuse_own(&options.disks)?;
+    let sharing = pair::sharing(&options.disks);
     let parts = LiveParts::of(options, &vm.machine, &machine)?;
     status.engine(vm.machine.engine);
     status.stand(Standing::Waiting);
@@ -457,6 +456,7 @@ pub fn primary(
         Role::Primary,
         Some(pair.generation),
         settings.channel.ring_bytes,
+        &sharing,
     );
     let mut listener = Listener::bind(&pair.address, pair::HELLO_LIMIT)
         .map_err(|error| RunError::Channel(Box::new(error)))?;

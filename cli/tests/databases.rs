@@ -8,6 +8,7 @@ use lockstep_bench::load::{Arrivals, Pace};
 use lockstep_bench::sql::SqlConfig;
 use lockstep_cli::scenario::{Fault, Host, Loss, Workload};
 use lockstep_perf::not_run;
+use lockstep_vmm::host::disk::Sharing;
 use lockstep_vmm::host::namespaces::GUEST_ADDRESS;
 use lockstep_vmm::host::namespaces::trial::with_namespaces;
 use std::time::{Duration, Instant};
@@ -37,13 +38,14 @@ fn lose(
     workload: fn(u64) -> Workload,
     rounds: u64,
     fault: Fault,
+    sharing: Sharing,
 ) {
     // Before the network is a namespace's, which has no way out.
     let Some(tenant) = tenant(recipe, test) else {
         return;
     };
     with_namespaces(test, || {
-        let mut scenario = scenario(tenant);
+        let mut scenario = scenario(tenant, sharing);
         for round in 1..=rounds {
             let began = Instant::now();
             let loss = Loss {
@@ -81,7 +83,13 @@ fn lose(
 #[test]
 fn sqlite_keeps_every_transaction_it_acknowledged_when_its_primary_is_killed() {
     let test = "sqlite_keeps_every_transaction_it_acknowledged_when_its_primary_is_killed";
-    lose(test, "sqlite", sqlite, 1, Fault::Kill);
+    lose(test, "sqlite", sqlite, 1, Fault::Kill, Sharing::Shared);
+}
+
+#[test]
+fn sqlite_keeps_every_transaction_on_disks_of_each_sides_own() {
+    let test = "sqlite_keeps_every_transaction_on_disks_of_each_sides_own";
+    lose(test, "sqlite", sqlite, 2, Fault::Kill, Sharing::Own);
 }
 
 /// Boots PostgreSQL once for each build of the program, which takes minutes in a debug build, so it is asked
@@ -90,7 +98,14 @@ fn sqlite_keeps_every_transaction_it_acknowledged_when_its_primary_is_killed() {
 #[ignore = "twenty failovers, and a boot"]
 fn postgresql_keeps_every_transaction_it_acknowledged_through_twenty_kills() {
     let test = "postgresql_keeps_every_transaction_it_acknowledged_through_twenty_kills";
-    lose(test, "postgresql", postgresql, 20, Fault::Kill);
+    lose(
+        test,
+        "postgresql",
+        postgresql,
+        20,
+        Fault::Kill,
+        Sharing::Shared,
+    );
 }
 
 /// Asked for with the one above.
@@ -98,7 +113,7 @@ fn postgresql_keeps_every_transaction_it_acknowledged_through_twenty_kills() {
 #[ignore = "twenty failovers"]
 fn sqlite_keeps_every_transaction_it_acknowledged_through_twenty_kills() {
     let test = "sqlite_keeps_every_transaction_it_acknowledged_through_twenty_kills";
-    lose(test, "sqlite", sqlite, 20, Fault::Kill);
+    lose(test, "sqlite", sqlite, 20, Fault::Kill, Sharing::Shared);
 }
 
 /// A stopped primary comes back when the other side is live, and may not write to the disk that they share.
@@ -107,7 +122,7 @@ fn sqlite_keeps_every_transaction_it_acknowledged_through_twenty_kills() {
 #[ignore = "ten failovers"]
 fn a_primary_of_sqlite_that_was_stopped_and_resumed_tears_nothing_on_the_disk() {
     let test = "a_primary_of_sqlite_that_was_stopped_and_resumed_tears_nothing_on_the_disk";
-    lose(test, "sqlite", sqlite, 10, Fault::Stop);
+    lose(test, "sqlite", sqlite, 10, Fault::Stop, Sharing::Shared);
 }
 
 /// The same, asked for as well.
@@ -115,5 +130,12 @@ fn a_primary_of_sqlite_that_was_stopped_and_resumed_tears_nothing_on_the_disk() 
 #[ignore = "ten failovers, and a boot"]
 fn a_primary_of_postgresql_that_was_stopped_and_resumed_tears_nothing_on_the_disk() {
     let test = "a_primary_of_postgresql_that_was_stopped_and_resumed_tears_nothing_on_the_disk";
-    lose(test, "postgresql", postgresql, 10, Fault::Stop);
+    lose(
+        test,
+        "postgresql",
+        postgresql,
+        10,
+        Fault::Stop,
+        Sharing::Shared,
+    );
 }

@@ -29,6 +29,7 @@ use lockstep_bench::sql::SqlError;
 use lockstep_guest::KV_PORT;
 use lockstep_guest::debian::GuestBuildError;
 use lockstep_vmm::host::arbiter_file::ArbiterError;
+use lockstep_vmm::host::disk::Sharing;
 use lockstep_vmm::host::disk_template;
 use lockstep_vmm::host::namespaces::{
     GUEST_ADDRESS, LOG_ADDRESS_A, LOG_ADDRESS_B, NamespaceError, TAP_NAME, Topology,
@@ -145,6 +146,8 @@ pub struct ScenarioOptions {
     pub save_logs: bool,
     /// What the machine runs.
     pub tenant: Tenant,
+    /// Whether the hosts of a pair reach one disk, or each has its own.
+    pub disk_sharing: Sharing,
     /// Where what speaks against it is kept, should something be wrong after a failover.
     pub evidence: Option<PathBuf>,
 }
@@ -215,7 +218,7 @@ impl Scenario {
         let run = self.next_run()?;
         let name = format!("unprotected-{run}");
         let configuration = self.configuration(host, host, run);
-        let disk = self.disk_arguments(run)?;
+        let disk = self.disk_arguments(run, host, Sharing::Shared)?;
         let mut process = self.start("run", &name, host, &configuration, &disk, warm_up)?;
         process.wait_for("running", START_PATIENCE, role_is("unprotected"))?;
         Ok(process)
@@ -235,9 +238,13 @@ impl Scenario {
         let of_backup = self.configuration(backup_on, primary_on, run);
         let saved_log = self.directory.path().join(format!("{backup_name}.saved"));
         let saved_log = self.options.save_logs.then_some(saved_log);
-        // One file, which both hosts reach.
-        let disk = self.disk_arguments(run)?;
-        let mut more = disk.clone();
+        let sharing = self.options.disk_sharing;
+        let disk = self.disk_arguments(run, primary_on, sharing)?;
+        let mut more = match sharing {
+            // One file, which both hosts reach.
+            Sharing::Shared => disk.clone(),
+            Sharing::Own => self.disk_arguments(run, backup_on, sharing)?,
+        };
         if let Some(path) = &saved_log {
             more.extend(["--save-log".into(), path.into()]);
         }
@@ -261,6 +268,7 @@ impl Scenario {
             primary,
             backup,
             primary_on,
+            run,
             saved_log,
             arbiter: self.arbiter_directory(run),
         };
@@ -272,8 +280,10 @@ impl Scenario {
     }
 
     fn next_run(&mut self) -> Result<u32, ScenarioError> {
-        // Machines of the last run may still have it open; nobody will open it again.
-        drop(std::fs::remove_file(self.disk_path(self.runs)));
+        // Machines of the last run may still have them open; nobody will open them again.
+        for host in [Host::A, Host::B] {
+            drop(std::fs::remove_file(self.disk_path(self.runs, host)));
+        }
         self.runs += 1;
         let directory = self.arbiter_directory(self.runs);
         std::fs::create_dir(directory).map_err(|source| ScenarioError::Files {
@@ -283,21 +293,37 @@ impl Scenario {
         Ok(self.runs)
     }
 
-    fn disk_path(&self, run: u32) -> PathBuf {
-        self.directory.path().join(format!("disk-{run}"))
+    /// The disk that `host` reaches in `run`.
+    fn disk_path(&self, run: u32, host: Host) -> PathBuf {
+        let name = match (self.options.disk_sharing, host) {
+            (Sharing::Shared, _) => format!("disk-{run}"),
+            (Sharing::Own, Host::A) => format!("disk-{run}-a"),
+            (Sharing::Own, Host::B) => format!("disk-{run}-b"),
+        };
+        self.directory.path().join(name)
     }
 
-    /// Gives the run a disk of its own, if the tenant has one, and returns the arguments that say so.
-    fn disk_arguments(&self, run: u32) -> Result<Vec<OsString>, ScenarioError> {
+    /// Gives `host` a disk for the run, if the tenant has one, and returns the arguments that say so.
+    fn disk_arguments(
+        &self,
+        run: u32,
+        host: Host,
+        sharing: Sharing,
+    ) -> Result<Vec<OsString>, ScenarioError> {
         let Some(template) = self.options.tenant.disk() else {
             return Ok(Vec::new());
         };
-        let path = self.disk_path(run);
+        let path = self.disk_path(run, host);
         disk_template::copy(&template, &path).map_err(|source| ScenarioError::Files {
             what: "copying the machine's disk",
             source,
         })?;
-        Ok(vec!["--disk".into(), path.into()])
+        let mut argument = OsString::from(match sharing {
+            Sharing::Shared => "shared:",
+            Sharing::Own => "own:",
+        });
+        argument.push(path);
+        Ok(vec!["--disk".into(), argument])
     }
 
     fn arbiter_directory(&self, run: u32) -> PathBuf {

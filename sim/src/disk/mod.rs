@@ -28,6 +28,7 @@
 
 mod guest;
 mod live;
+mod own;
 mod plan;
 mod sabotage;
 mod storage;

@@ -15,11 +15,12 @@ use lockstep_vmm::ft::gate::ReleaseLimit;
 use lockstep_vmm::ft::log::Unlogged;
 use lockstep_vmm::ft::primary::{Primary, PrimaryAction, PrimaryState};
 use lockstep_vmm::ft::recorder::{Recorder, RecorderSettings};
-use lockstep_vmm::ft::replayer::{Progress, Replayer};
+use lockstep_vmm::ft::replayer::{Progress, ReplayError, Replayer};
 use lockstep_vmm::ft::vm::Vm;
 
 use super::guest::DiskGuest;
 use super::live::LiveMachine;
+use super::own::OwnDisk;
 use super::plan::{DiskFault, DiskPlan};
 use super::sabotage::DiskSabotage;
 use super::storage::{SECTORS, Sectors, Storage};
@@ -99,7 +100,10 @@ pub struct World {
     sabotage: DiskSabotage,
     trace: bool,
     step: u64,
-    storage: Storage,
+    /// The disk that both reach, or the primary's own.
+    pub(super) storage: Storage,
+    /// The backup's own.
+    pub(super) own: Option<OwnDisk>,
     flag: Option<Party>,
 
     primary: LiveMachine,
@@ -151,7 +155,17 @@ impl World {
         let cursor = ReceivedCursor::at(0);
         let checked = Checked::BehindReceiver(cursor.clone());
         let recorder = Recorder::new(RECORDER, 0, 0, 0);
-        let mut primary = LiveMachine::new(DiskGuest::new(&plan), recorder, plan.backup_reads);
+        let mut primary = LiveMachine::new(
+            DiskGuest::new(&plan),
+            recorder,
+            plan.backup_reads,
+            plan.own,
+        );
+        let own_disks = if plan.own {
+            DiskSet::NONE.with(0)
+        } else {
+            DiskSet::NONE
+        };
         primary.unordered = (sabotage == DiskSabotage::NoOrder).then(Vec::new);
         primary.not_reading = sabotage == DiskSabotage::NotReading;
         let mut storage = Storage::new(plan.failing);
@@ -161,6 +175,7 @@ impl World {
             sabotage,
             trace,
             step: 0,
+            own: plan.own.then(|| OwnDisk::new(plan.failing, sabotage)),
             storage,
             flag: None,
             primary,
@@ -178,7 +193,7 @@ impl World {
             reader: EntryReader::new(consumer, Sequence::NONE, checked),
             backup: Follower::Replays {
                 vm: Box::new(DiskGuest::new(&plan)),
-                replayer: Box::new(Replayer::new(Sequence::NONE, 0)),
+                replayer: Box::new(Replayer::new(Sequence::NONE, 0).with_own_disks(own_disks)),
             },
             backup_role: Backup::new(claim(Role::Backup), DETECTOR, ARBITRATION, 0),
             backup_process: Process::Runs,
@@ -239,6 +254,21 @@ impl World {
             }
         }
         self.judge()
+    }
+
+    /// The disk that `side` reaches.
+    fn storage_of(&mut self, side: Side) -> &mut Storage {
+        match (side, &mut self.own) {
+            (Side::Backup, Some(own)) => &mut own.storage,
+            _ => &mut self.storage,
+        }
+    }
+
+    fn storage_seen_by(&self, side: Side) -> &Storage {
+        match (side, &self.own) {
+            (Side::Backup, Some(own)) => &own.storage,
+            _ => &self.storage,
+        }
     }
 
     fn backup_vm(&self) -> Option<&DiskGuest> {
@@ -315,7 +345,7 @@ impl World {
             if self.plan.survivor_killed_after == Some(late) {
                 self.say(|| "the new primary is killed too".into());
                 self.backup_process = Process::Dead;
-                self.storage.orphan(Side::Backup);
+                self.storage_of(Side::Backup).orphan(Side::Backup);
             }
             if late == SETTLE / 2 && self.primary_process == Process::Runs {
                 self.primary_role
@@ -389,6 +419,10 @@ impl World {
 
     /// The old primary and the output rule.
     fn check_start(&self, request: &DiskRequest) -> Result<(), Broken> {
+        if self.plan.own {
+            // It harms nobody's data but its own.
+            return Ok(());
+        }
         if let Some(since) = self.live_since
             && self.step > since + SETTLE
             && request.op.changes()
@@ -419,7 +453,11 @@ impl World {
         let Some(region) = vm.and_then(Vm::bounce).cloned() else {
             return;
         };
-        self.storage.start(side, request, region, &mut self.rng);
+        let storage = match (side, &mut self.own) {
+            (Side::Backup, Some(own)) => &mut own.storage,
+            _ => &mut self.storage,
+        };
+        storage.start(side, request, region, &mut self.rng);
         if self.sabotage == DiskSabotage::EndEarly && request.op.is_held() {
             self.ended(side, request, lockstep_vmm::ft::disk::DiskStatus::Done);
         }
@@ -477,17 +515,30 @@ impl World {
                     return Ok(());
                 }
                 let budget = self.rng.between(1, 8);
+                let over = matches!(self.backup_role.state(), BackupState::Draining(_))
+                    && replayer.drained();
+                if let Some(own) = &mut self.own {
+                    own.follow(replayer, vm, over, &mut self.rng);
+                }
                 for _ in 0..self.rng.between(1, 4) {
                     let stepped = replayer.step(&mut **vm, &mut self.reader, budget);
+                    if let Err(ReplayError::OwnDisk { .. }) = stepped {
+                        // Its disk failed and the primary's did not: it is of no use any more.
+                        self.backup_role.refuse("its own disk failed".to_owned());
+                        break;
+                    }
                     match stepped.map_err(|error| (DiskRule::Equal, error.to_string()))? {
                         Progress::Idle => {
-                            if matches!(self.backup_role.state(), BackupState::Draining(_)) {
+                            let rests = self.own.as_ref().is_none_or(OwnDisk::rests);
+                            if matches!(self.backup_role.state(), BackupState::Draining(_)) && rests
+                            {
                                 self.backup_role.drained(now, replayer.replayed());
                             }
                             break;
                         }
                         Progress::ReadDisk { request, digest } => {
-                            self.storage.read_now(&request, vm.bounce());
+                            let storage = self.own.as_ref().map_or(&self.storage, |own| &own.storage);
+                            storage.read_now(&request, vm.bounce());
                             if replayer.disk_read(&**vm, &request) != digest {
                                 // A primary that has won already waits for nobody: its backup gives up.
                                 if matches!(self.primary_log, PrimaryLog::Alone(_)) {
@@ -499,10 +550,11 @@ impl World {
                                 return Err((DiskRule::Equal, detail));
                             }
                         }
-                        Progress::Running
-                        | Progress::Replayed(_)
-                        | Progress::AwaitDisk { .. }
-                        | Progress::Ended(_) => {}
+                        Progress::AwaitDisk { .. } => break,
+                        Progress::Running | Progress::Replayed(_) | Progress::Ended(_) => {}
+                    }
+                    if let Some(own) = &mut self.own {
+                        own.follow(replayer, vm, false, &mut self.rng);
                     }
                 }
             }
@@ -558,12 +610,13 @@ impl World {
             _ => SETTLE * STEP,
         };
         // What is on the disk, or on its way there, the new primary has asked for.
-        let under_way = self.storage.in_flight(Side::Primary);
+        let reached = self.own.as_ref().map_or(&self.storage, |own| &own.storage);
+        let under_way = reached.in_flight(Side::Primary);
         let changing = under_way
             .filter(|request| request.op.changes())
             .map(|r| r.id);
         let unknown = changing
-            .chain(self.storage.sectors)
+            .chain(reached.sectors)
             .find(|id| *id > vm.last());
         if let Some(id) = unknown {
             let detail = format!(
@@ -574,13 +627,18 @@ impl World {
         }
         self.reissued = requests.len();
         self.say(|| format!("live; again: {requests:?}"));
-        vm.lenient = vm.last();
+        // On its own disk nothing was under way that its machine did not know of.
+        vm.lenient = if self.plan.own { 0 } else { vm.last() };
         let recorder = Recorder::new(RECORDER, now, vm.clock(), taken.said);
-        let mut live = LiveMachine::new(*vm, recorder, false);
-        live.schedule.reissue(requests, &DiskSet::NONE, now, settle);
+        let mut live = LiveMachine::new(*vm, recorder, false, self.plan.own);
+        let own = match self.plan.own {
+            true => DiskSet::NONE.with(0),
+            false => DiskSet::NONE,
+        };
+        live.schedule.reissue(requests, &own, now, settle);
         self.backup = Follower::Live(Box::new(live), Unlogged::after(taken.replayed));
         self.live_since = Some(self.step);
-        self.storage.primary_lingers = true;
+        self.storage.primary_lingers = !self.plan.own;
         Ok(())
     }
 
@@ -620,9 +678,20 @@ impl World {
     // --- the disk
 
     fn disk_turn(&mut self) -> Result<(), Broken> {
-        let Some((side, id, status)) = self.storage.progress(&mut self.rng)? else {
+        let both = self.own.is_some() && self.rng.chance(500);
+        let storage = match &mut self.own {
+            Some(own) if both => &mut own.storage,
+            _ => &mut self.storage,
+        };
+        let Some((side, id, status)) = storage.progress(&mut self.rng)? else {
             return Ok(());
         };
+        if let (Some(own), Follower::Replays { replayer, .. }, Side::Backup) =
+            (&mut self.own, &mut self.backup, side)
+        {
+            own.ended(replayer, id, status);
+            return Ok(());
+        }
         let vm = match side {
             Side::Primary => Some(&self.primary.vm),
             Side::Backup => self.backup_vm(),
@@ -710,9 +779,15 @@ impl World {
 
     fn judge(&mut self) -> Result<DiskOutcome, Broken> {
         let survivor = self.survivor().map(|(side, _)| side);
+        // The disk that counts: of two, the one of the side that was the last to be live.
+        let last = survivor.unwrap_or(match self.live_since {
+            Some(_) => Side::Backup,
+            None => Side::Primary,
+        });
         if let Some((_, live)) = self.survivor() {
+            let storage = self.storage_seen_by(last);
             for sector in 0..SECTORS {
-                let (found, allowed) = (self.storage.sectors[sector], live.vm.allowed(sector));
+                let (found, allowed) = (storage.sectors[sector], live.vm.allowed(sector));
                 if !allowed.contains(&found) {
                     let detail = format!(
                         "sector {sector} holds request {found}, expected one of {allowed:?}"
@@ -722,12 +797,20 @@ impl World {
             }
         } else {
             for side in [Side::Primary, Side::Backup] {
-                self.storage.settle(side, &mut self.rng)?;
+                let storage = match (&mut self.own, last) {
+                    (Some(own), Side::Backup) => &mut own.storage,
+                    _ => &mut self.storage,
+                };
+                storage.settle(side, &mut self.rng)?;
             }
         }
-        self.storage.lose_power(&mut self.rng);
+        let storage = match (&mut self.own, last) {
+            (Some(own), Side::Backup) => &mut own.storage,
+            _ => &mut self.storage,
+        };
+        storage.lose_power(&mut self.rng);
         for sector in 0..SECTORS {
-            let (found, told) = (self.storage.stable[sector], self.told[sector]);
+            let (found, told) = (storage.stable[sector], self.told[sector]);
             if found < told {
                 let detail = format!(
                     "sector {sector} holds request {found}, and {told} was said to be durable"

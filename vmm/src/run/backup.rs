@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_logchan::protocol::Role;
+use lockstep_logchan::protocol::hello::Resync;
 use lockstep_logchan::protocol::receiver::Replayed;
 use lockstep_logchan::transport::ChannelError;
 use lockstep_logchan::transport::connect::Patience;
@@ -23,7 +24,7 @@ use serde::Serialize;
 use super::alone::{Alone, AloneEnd};
 use super::arbiter_desk::ArbiterDesk;
 use super::control::Control;
-use super::disk_desk::DiskDesk;
+use super::disk_desk::{DiskDesk, Part};
 use super::idle::{self, Idle};
 use super::live::{Live, LiveParts};
 use super::log_source::LogSource;
@@ -32,6 +33,7 @@ use super::pair::{self, PairSpec};
 use super::priority;
 use super::pulse::Pulse;
 use super::receiver::Receiver;
+use super::resync::Meeting;
 use super::saved;
 use super::status::{Standing, Status};
 use super::{RunError, RunOptions, VmSpec};
@@ -46,6 +48,7 @@ use crate::ft::replayer::{Progress, Replayer};
 use crate::ft::shadow::ShadowRing;
 use crate::ft::times::FailoverTimes;
 use crate::ft::vm::{DigestScope, StateDigest, Vm};
+use crate::host::disk::CopyFile;
 use crate::host::port::MAX_FRAME;
 
 /// When a machine that goes live announces its address, milliseconds from go-live.
@@ -507,7 +510,11 @@ pub fn backup(vm: &VmSpec, pair: &PairSpec, options: RunOptions) -> Result<Backu
         tracing::warn!(%why, "the replaying thread is not pinned");
     }
     let sharing = pair::sharing(&options.disks);
-    let parts = LiveParts::of(options, &vm.machine, &machine)?;
+    let overwrite = options.overwrite_disks;
+    let mut parts = LiveParts::of(options, &vm.machine, &machine, Part::Backup)?;
+    // Before anybody waits for it: a disk without a record is read until something is found on it.
+    let states = parts.own_disks().iter_mut().map(CopyFile::state);
+    let states = states.collect::<Result<Vec<_>, _>>()?;
     status.engine(vm.machine.engine);
     status.stand(Standing::Waiting);
     let hello = pair::hello(
@@ -519,6 +526,16 @@ pub fn backup(vm: &VmSpec, pair: &PairSpec, options: RunOptions) -> Result<Backu
     );
     let connection = pair::reach_primary(&pair.address, &hello, &Patience::default())?;
     let generation = connection.agreed.generation;
+    let meeting = Meeting {
+        greeting: Resync {
+            vm: vm.name.clone(),
+            generation,
+        },
+        copies: parts.own_disks(),
+        control: &control,
+        status: &status,
+    };
+    meeting.follow(&pair.address, states, overwrite)?;
     let (channel, reader, shared) = pair::backup_channel(connection, &pair.address, &settings)?;
     let receiver = Receiver::start(
         channel,

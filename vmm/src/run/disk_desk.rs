@@ -10,6 +10,7 @@ use lockstep_perf::disk_stages::{DiskHistograms, DiskStamps};
 use lockstep_perf::stamp;
 
 use super::RunError;
+use crate::ft::disk::copy::Standing;
 use crate::ft::disk::{
     DiskOp, DiskRequest, DiskSet, DiskStatus, RequestId, RequestWireError, Schedule,
 };
@@ -17,7 +18,7 @@ use crate::ft::gate::{OutputGate, OutputSink, ReleaseLimit};
 use crate::ft::log::Sequence;
 use crate::ft::replayer::OwnDisk;
 use crate::ft::vm::{Output, OutputKind};
-use crate::host::disk::{DiskError, DiskFile, DiskOptions, Disks, Sharing};
+use crate::host::disk::{CopyFile, DiskError, DiskFile, DiskOptions, Disks, Sharing, check_shared};
 use crate::machine::MachineConfig;
 use crate::machine::bounce::BounceRegion;
 use crate::settings::DiskSettings;
@@ -29,6 +30,19 @@ pub struct DiskBacking {
     pub path: PathBuf,
     /// Whose it is.
     pub sharing: Sharing,
+    /// Where the copy record of an own disk is; beside the disk if not named.
+    pub records: Option<PathBuf>,
+}
+
+/// What the machine is to its disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// A primary that will make its backup's copies equal to its own.
+    Primary,
+    /// A backup whose copies will be made equal.
+    Backup,
+    /// It runs without another side.
+    Alone,
 }
 
 /// A machine's disks and what is to back them do not go together.
@@ -41,6 +55,12 @@ pub enum BackingError {
         disks: usize,
         /// As named.
         files: usize,
+    },
+    /// A disk that is never written has no copies that could differ.
+    #[error("disk {}: own, and read-only: what is never written can be shared", path.display())]
+    ReadOnlyOwn {
+        /// The file.
+        path: PathBuf,
     },
 }
 
@@ -59,6 +79,12 @@ pub(super) struct DiskDesk {
     schedule: Schedule,
     /// Those that the other side has a copy of, instead of reaching them.
     own: DiskSet,
+    /// Of the own ones, in their order.
+    copies: Vec<CopyFile>,
+    /// By a disk's number, its place in `copies`.
+    places: Vec<Option<usize>>,
+    /// The side has no other any more, and has not yet changed its disks since.
+    newly_alone: bool,
     /// Read data is not put in the log: the backup reads the shared disk itself.
     pub backup_reads: bool,
     settle_ns: u64,
@@ -78,6 +104,7 @@ impl DiskDesk {
         files: &[DiskBacking],
         region: Option<&BounceRegion>,
         settings: &DiskSettings,
+        part: Part,
         from: u64,
     ) -> Result<Option<Self>, RunError> {
         let (disks, found) = (machine.disks.len(), files.len());
@@ -91,9 +118,30 @@ impl DiskDesk {
         let Some(region) = region else {
             return Ok(None);
         };
-        let is_own = |(_, backing): &(u8, &DiskBacking)| backing.sharing == Sharing::Own;
-        let own = (0..).zip(files).filter(is_own).map(|(disk, _)| disk);
-        let own = own.collect();
+        let (mut own, mut copies, mut places) = (DiskSet::NONE, Vec::new(), Vec::new());
+        for (number, (spec, backing)) in (0..).zip(machine.disks.iter().zip(files)) {
+            let records = backing.records.as_deref();
+            if backing.sharing == Sharing::Shared {
+                if !spec.read_only {
+                    check_shared(&backing.path, records)?;
+                }
+                places.push(None);
+                continue;
+            }
+            if spec.read_only {
+                return Err(BackingError::ReadOnlyOwn {
+                    path: backing.path.clone(),
+                }
+                .into());
+            }
+            let copy = CopyFile::open(&backing.path, spec.bytes, records)?;
+            if part != Part::Backup {
+                copy.check_whole()?;
+            }
+            own = own.with(number);
+            places.push(Some(copies.len()));
+            copies.push(copy);
+        }
         let files: Vec<DiskFile> = machine
             .disks
             .iter()
@@ -110,6 +158,9 @@ impl DiskDesk {
             disks: Disks::open(&files, region.clone(), &options)?,
             schedule: Schedule::new(),
             own,
+            copies,
+            places,
+            newly_alone: part == Part::Alone,
             backup_reads: settings.backup_reads,
             settle_ns: u64::from(settings.settle_ms) * 1_000_000,
             retry_ns: u64::try_from(options.read_retry.as_nanos()).unwrap_or(u64::MAX),
@@ -123,6 +174,41 @@ impl DiskDesk {
     /// Those that are this side's own.
     pub const fn own(&self) -> DiskSet {
         self.own
+    }
+
+    /// The own ones' copies, in their order, to be made equal.
+    pub fn copies(&mut self) -> &mut [CopyFile] {
+        &mut self.copies
+    }
+
+    /// The side goes on without the other. That is written down before it first changes a disk of its own.
+    pub const fn goes_alone(&mut self) {
+        self.newly_alone = true;
+    }
+
+    /// Writes down what `request`, which has not started yet, will change. What the caller starts in one go needs
+    /// one [`DiskDesk::commit`], which is to come before anything starts, if this says so.
+    fn mark(&mut self, request: &DiskRequest) -> Result<bool, RunError> {
+        if !request.op.changes() {
+            return Ok(false);
+        }
+        let place = self.places.get(usize::from(request.disk));
+        let Some(place) = place.copied().flatten() else {
+            return Ok(false);
+        };
+        if std::mem::take(&mut self.newly_alone) {
+            for copy in &mut self.copies {
+                copy.stand(Standing::Alone)?;
+            }
+        }
+        Ok(self.copies[place].mark(request.offset, request.length))
+    }
+
+    fn commit(&mut self) -> Result<(), RunError> {
+        for copy in &mut self.copies {
+            copy.commit()?;
+        }
+        Ok(())
     }
 
     fn add(&mut self, output: &Output, held_by: Option<Sequence>, now: u64) {
@@ -179,10 +265,15 @@ impl DiskDesk {
             return Err(RunError::Record(error.to_string()));
         }
         let now = stamp::now();
-        let mut any = false;
+        let (mut any, mut newly_marked) = (false, false);
         while let Some(request) = self.schedule.next(limit, replayed, now) {
+            newly_marked |= self.mark(&request)?;
             self.disks.submit(&request);
             any = true;
+        }
+        if newly_marked {
+            // Nothing of it has started: that is `flush`.
+            self.commit()?;
         }
         if self.disks.waiting() > 0 && limit != ReleaseLimit::Nothing {
             self.disks.flush(until)?;
@@ -194,7 +285,7 @@ impl DiskDesk {
     /// Goes on with what has been started, and starts nothing.
     pub fn go_on(&mut self) -> Result<(), RunError> {
         if self.disks.waiting() > 0 {
-            self.disks.flush()?;
+            self.disks.flush(u64::MAX)?;
         }
         self.disks.watch(stamp::now());
         Ok(())
@@ -384,6 +475,7 @@ mod tests {
         let backing = DiskBacking {
             path: file.path().to_owned(),
             sharing: Sharing::Shared,
+            records: None,
         };
         let settings = DiskSettings {
             queue_depth: 1,
@@ -391,7 +483,7 @@ mod tests {
         };
         let region = BounceRegion::new(BLOCK).expect("memory");
         region.write(0, &[0x5a; BLOCK as usize]);
-        DiskDesk::open(&machine, &[backing], Some(&region), &settings, 0)
+        DiskDesk::open(&machine, &[backing], Some(&region), &settings, Part::Primary, 0)
             .expect("opened")
             .expect("a disk")
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_logchan::entry::Sequence;
-use lockstep_logchan::protocol::hello::{Hello, Lifeline};
+use lockstep_logchan::protocol::hello::{Hello, Lifeline, Resync};
 use lockstep_logchan::protocol::receiver::AckPolicy;
 use lockstep_logchan::protocol::{Role, VmId};
 use lockstep_logchan::reader::EntryReader;
@@ -30,10 +30,12 @@ use super::control::Control;
 use super::disk_desk::DiskBacking;
 use super::priority;
 use super::pulse::{Pairing, Pulse};
+use super::resync::{Meeting, ResyncError};
+use super::status::{Standing, Status};
 use super::{RunError, VmSpec};
 use crate::ft::arbiter::{Claim, Party};
 use crate::host::arbiter_file::ArbiterFile;
-use crate::host::disk::Sharing;
+use crate::host::disk::{CopyFile, Sharing};
 use crate::settings::{Flush, Settings, ShmAck, TransportKind, Wait};
 
 /// A connection at the primary's door has this long to say who it is.
@@ -133,7 +135,44 @@ pub(super) fn await_backup(
                 counters.channel.strangers_refused.increment();
                 tracing::warn!(%peer, %error, "refused");
             }
-            Some(Incoming::Lifeline(_)) | None => {}
+            Some(Incoming::Lifeline(_) | Incoming::Resync(_)) | None => {}
+        }
+    }
+    Ok(None)
+}
+
+/// Waits at the door until a backup has come whose own disks are equal to `copies`; `None` if the operator asked to
+/// stop first.
+pub(super) fn meet_backup(
+    listener: &mut Listener,
+    hello: &Hello,
+    copies: &mut [CopyFile],
+    control: &Control,
+    status: &Status,
+) -> Result<Option<Connection>, RunError> {
+    let counters = &status.counters;
+    while let Some(connection) = await_backup(listener, hello, control, counters)? {
+        let meeting = Meeting {
+            greeting: Resync {
+                vm: hello.vm.clone(),
+                generation: connection.agreed.generation,
+            },
+            copies: &mut *copies,
+            control,
+            status,
+        };
+        match meeting.lead(listener) {
+            Ok(()) => return Ok(Some(connection)),
+            Err(ResyncError::Stopped) => break,
+            Err(error) if error.is_ours() => return Err(error.into()),
+            Err(error) => {
+                counters.channel.strangers_refused.increment();
+                tracing::error!(
+                    %error,
+                    "the backup's disks were not made equal to ours: waiting for one to come again"
+                );
+                status.stand(Standing::Waiting);
+            }
         }
     }
     Ok(None)

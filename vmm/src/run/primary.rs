@@ -22,6 +22,7 @@ use rustix::event::{PollFd, PollFlags};
 use super::alone::{Alone, AloneEnd};
 use super::arbiter_desk::ArbiterDesk;
 use super::control::Control;
+use super::disk_desk::Part;
 use super::door::Door;
 use super::idle::{self, Idle};
 use super::live::{Live, LiveParts, Turn};
@@ -206,8 +207,9 @@ impl<V: Vm> Protected<V> {
         Ok(())
     }
 
-    fn go_alone(self, suspicion: Option<Suspicion>) -> Result<PrimaryReport, RunError> {
+    fn go_alone(mut self, suspicion: Option<Suspicion>) -> Result<PrimaryReport, RunError> {
         let mut role = self.role;
+        self.live.goes_alone();
         let log = Unlogged::after(self.log.last_sequence());
         // The log is over: nobody reads it.
         drop(self.log);
@@ -448,7 +450,11 @@ pub fn primary(
         tracing::warn!(%why, "the vCPU thread is not pinned");
     }
     let sharing = pair::sharing(&options.disks);
-    let parts = LiveParts::of(options, &vm.machine, &machine)?;
+    let mut parts = LiveParts::of(options, &vm.machine, &machine, Part::Primary)?;
+    // Nothing that came before is to be lost with this host's memory once the copies are equal.
+    for copy in parts.own_disks() {
+        copy.sync()?;
+    }
     status.engine(vm.machine.engine);
     status.stand(Standing::Waiting);
     let hello = pair::hello(
@@ -460,7 +466,8 @@ pub fn primary(
     );
     let mut listener = Listener::bind(&pair.address, pair::HELLO_LIMIT)
         .map_err(|error| RunError::Channel(Box::new(error)))?;
-    let connection = pair::await_backup(&mut listener, &hello, &control, &counters)?;
+    let copies = parts.own_disks();
+    let connection = pair::meet_backup(&mut listener, &hello, copies, &control, &status)?;
     let Some(connection) = connection else {
         return Ok(PrimaryReport {
             end: PrimaryEnd::Stopped,

@@ -11,7 +11,9 @@
 //! A disk may also be each side's own (paper 4.1): the primary's writes are then not held, and the backup
 //! makes the same ones to its own ([`crate::ft::replayer::OwnDisk`]).
 
+pub mod copy;
 mod request;
+pub mod resync;
 mod schedule;
 mod set;
 mod wire;

@@ -39,13 +39,7 @@ impl OwnDisk {
     }
 
     /// Does what the replayer asks for; `over` says that nothing more is begun.
-    pub fn follow(
-        &mut self,
-        replayer: &mut Replayer,
-        vm: &DiskGuest,
-        over: bool,
-        rng: &mut Rng,
-    ) {
+    pub fn follow(&mut self, replayer: &mut Replayer, vm: &DiskGuest, over: bool, rng: &mut Rng) {
         while let Some(step) = replayer.own_disk() {
             match step {
                 Step::Start(request) => self.schedule.add(request, None, 0),

@@ -155,12 +155,8 @@ impl World {
         let cursor = ReceivedCursor::at(0);
         let checked = Checked::BehindReceiver(cursor.clone());
         let recorder = Recorder::new(RECORDER, 0, 0, 0);
-        let mut primary = LiveMachine::new(
-            DiskGuest::new(&plan),
-            recorder,
-            plan.backup_reads,
-            plan.own,
-        );
+        let mut primary =
+            LiveMachine::new(DiskGuest::new(&plan), recorder, plan.backup_reads, plan.own);
         let own_disks = if plan.own {
             DiskSet::NONE.with(0)
         } else {
@@ -523,8 +519,8 @@ impl World {
                 for _ in 0..self.rng.between(1, 4) {
                     let stepped = replayer.step(&mut **vm, &mut self.reader, budget);
                     if let Err(ReplayError::OwnDisk { .. }) = stepped {
-                        // Its disk failed and the primary's did not: it is of no use any more.
-                        self.backup_role.refuse("its own disk failed".to_owned());
+                        // The primary's did not.
+                        self.lose_backup("its own disk failed");
                         break;
                     }
                     match stepped.map_err(|error| (DiskRule::Equal, error.to_string()))? {
@@ -537,9 +533,15 @@ impl World {
                             break;
                         }
                         Progress::ReadDisk { request, digest } => {
-                            let storage = self.own.as_ref().map_or(&self.storage, |own| &own.storage);
+                            let storage =
+                                self.own.as_ref().map_or(&self.storage, |own| &own.storage);
                             storage.read_now(&request, vm.bounce());
                             if replayer.disk_read(&**vm, &request) != digest {
+                                // What a write left that failed on one of two disks is open on both.
+                                if self.plan.own && self.plan.failing > 0 {
+                                    self.lose_backup("other data on its own disk");
+                                    break;
+                                }
                                 // A primary that has won already waits for nobody: its backup gives up.
                                 if matches!(self.primary_log, PrimaryLog::Alone(_)) {
                                     let why = "other data on the shared disk".to_owned();
@@ -576,6 +578,15 @@ impl World {
             Follower::Nothing => {}
         }
         Ok(())
+    }
+
+    /// The backup gives itself up, and that is the fault of this run.
+    fn lose_backup(&mut self, why: &str) {
+        self.backup_role.refuse(why.to_owned());
+        self.closed = true;
+        self.backup_process = Process::Dead;
+        self.plan.at = 0;
+        self.resumes_at = self.resumes_at.min(self.step + 1);
     }
 
     fn go_live(&mut self) -> Result<(), Broken> {
@@ -615,9 +626,7 @@ impl World {
         let changing = under_way
             .filter(|request| request.op.changes())
             .map(|r| r.id);
-        let unknown = changing
-            .chain(reached.sectors)
-            .find(|id| *id > vm.last());
+        let unknown = changing.chain(reached.sectors).find(|id| *id > vm.last());
         if let Some(id) = unknown {
             let detail = format!(
                 "{id} is on the disk, and the new primary knows {}",

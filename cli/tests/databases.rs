@@ -1,12 +1,12 @@
-//! PostgreSQL and SQLite in an unmodified Debian, their data on a disk that two hosts share, losing their
-//! primary under write load: real packages, real connections, real signals.
+//! PostgreSQL and SQLite in an unmodified Debian, their data on a disk that two hosts share, or on one of each's
+//! own, losing their primary under write load: real packages, real connections, real signals.
 
 mod debian_pair;
 
 use debian_pair::{scenario, tenant};
 use lockstep_bench::load::{Arrivals, Pace};
 use lockstep_bench::sql::SqlConfig;
-use lockstep_cli::scenario::{Fault, Host, Loss, Workload};
+use lockstep_cli::scenario::{Fault, Host, Loss, Scenario, Workload};
 use lockstep_perf::not_run;
 use lockstep_vmm::host::disk::Sharing;
 use lockstep_vmm::host::namespaces::GUEST_ADDRESS;
@@ -90,6 +90,64 @@ fn sqlite_keeps_every_transaction_it_acknowledged_when_its_primary_is_killed() {
 fn sqlite_keeps_every_transaction_on_disks_of_each_sides_own() {
     let test = "sqlite_keeps_every_transaction_on_disks_of_each_sides_own";
     lose(test, "sqlite", sqlite, 2, Fault::Kill, Sharing::Own);
+}
+
+/// Each side has a disk of its own. The primary is killed; what it wrote and its backup did not is made good when it
+/// comes back as the backup, from what both have noted; both disks are then equal, and the roles change once more.
+/// Asked for: `cargo test --release -p lockstep --test databases -- --ignored --nocapture`.
+#[test]
+#[ignore = "two boots and two failovers"]
+fn own_disks_are_made_equal_again_after_a_failover_and_the_roles_change() {
+    let test = "own_disks_are_made_equal_again_after_a_failover_and_the_roles_change";
+    let Some(tenant) = tenant("sqlite", test) else {
+        return;
+    };
+    with_namespaces(test, || {
+        let mut scenario = scenario(tenant, Sharing::Own);
+        let lose = |scenario: &mut Scenario, primary_on, seed| {
+            let loss = Loss {
+                fault: Fault::Kill,
+                moment: Duration::from_millis(700),
+                length: Duration::from_millis(2500),
+                primary_on,
+            };
+            let found = scenario
+                .lose_primary(&loss, sqlite(seed), &mut |_| ())
+                .unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(found.failures(), Vec::<String>::new());
+            assert!(found.verification.acknowledged_writes > 0);
+        };
+        lose(&mut scenario, Host::A, 1);
+
+        scenario.keep_disks();
+        let pair = scenario.pair(Host::B, Duration::ZERO).expect("a pair");
+        let status = pair.primary.status().expect("a status");
+        println!(
+            "the former primary's disk was made equal: {}",
+            status["resync"]
+        );
+        let [compared, differed] =
+            ["compared", "differed"].map(|what| status["resync"][what].as_u64().expect(what));
+        let blocks = std::fs::metadata(&scenario.own_disks()[0])
+            .expect("a disk")
+            .len()
+            / (64 << 10);
+        assert!(
+            compared < blocks / 2 && differed <= compared,
+            "{compared} of {blocks} blocks compared, {differed} differed"
+        );
+        let mut client = scenario.client(sqlite(2)).expect("a client");
+        client.run(Duration::from_secs(1)).expect("answers");
+        assert_eq!(scenario.check_at_rest().expect("an answer"), None);
+        scenario.end_pair(pair).expect("an orderly end");
+        let [a, b] = scenario
+            .own_disks()
+            .map(|disk| std::fs::read(disk).expect("a disk"));
+        assert!(a == b, "the disks differ after an orderly end");
+
+        scenario.keep_disks();
+        lose(&mut scenario, Host::B, 3);
+    });
 }
 
 /// Boots PostgreSQL once for each build of the program, which takes minutes in a debug build, so it is asked

@@ -42,8 +42,6 @@ pub struct Pair {
     pub backup: Process,
     /// Where the primary is.
     pub primary_on: Host,
-    /// Which of the scenario's runs it is.
-    pub(super) run: u32,
     /// The log that the backup saves, if it does.
     pub saved_log: Option<PathBuf>,
     /// Where the two decide who lives.

@@ -363,7 +363,7 @@ impl<V: Vm> Following<V> {
                 && disks.running() > 0
             {
                 // What is there to be replayed waits for them, or soon will.
-                return Ok(disks.await_progress(left.min(DISK_LOOK_EVERY))?);
+                return disks.await_progress(left.min(DISK_LOOK_EVERY));
             }
             let ended = self.receiver.has_ended();
             self.log.wait(&self.replay_wait, left, || {

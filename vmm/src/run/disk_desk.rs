@@ -483,9 +483,16 @@ mod tests {
         };
         let region = BounceRegion::new(BLOCK).expect("memory");
         region.write(0, &[0x5a; BLOCK as usize]);
-        DiskDesk::open(&machine, &[backing], Some(&region), &settings, Part::Primary, 0)
-            .expect("opened")
-            .expect("a disk")
+        DiskDesk::open(
+            &machine,
+            &[backing],
+            Some(&region),
+            &settings,
+            Part::Primary,
+            0,
+        )
+        .expect("opened")
+        .expect("a disk")
     }
 
     fn frame() -> Output {

@@ -120,6 +120,9 @@ pub enum Command {
         /// The pair
         #[command(flatten)]
         pair: PairArguments,
+        /// Overwrite what this side's own disks hold, though it is not known to be a copy of the primary's
+        #[arg(long)]
+        overwrite_disk: bool,
     },
     /// Run a machine without fault tolerance
     Run {

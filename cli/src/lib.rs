@@ -40,7 +40,11 @@ fn run(command: Command, turned: &Turned) -> Result<ExitCode, Box<dyn Error>> {
     Ok(match command {
         Command::Demo(arguments) => demo::demo(&arguments, defaults()?)?,
         Command::Primary { machine, pair } => commands::roles::primary(&machine, &pair, &knobs)?,
-        Command::Backup { machine, pair } => commands::roles::backup(&machine, &pair, &knobs)?,
+        Command::Backup {
+            machine,
+            pair,
+            overwrite_disk,
+        } => commands::roles::backup(&machine, &pair, overwrite_disk, &knobs)?,
         Command::Run { machine } => commands::roles::unprotected(&machine, &knobs)?,
         Command::Bench(arguments) => commands::bench::bench(&arguments, defaults()?)?,
         Command::Guest(arguments) => {

@@ -6,6 +6,7 @@ use lockstep_cli::commands::report::Role;
 use lockstep_cli::scenario::{
     Fault, Host, Loss, Round, Scenario, ScenarioOptions, Tenant, Workload,
 };
+use lockstep_vmm::host::disk::Sharing;
 use lockstep_vmm::host::namespaces::trial::with_namespaces;
 use lockstep_vmm::machine::engine::EngineChoice;
 use lockstep_vmm::settings::{Settings, ShmAck, TransportKind};
@@ -23,6 +24,7 @@ fn scenario(settings: Settings) -> Scenario {
         settings,
         save_logs: true,
         tenant: Tenant::Bare,
+        disk_sharing: Sharing::Shared,
         evidence: None,
     })
     .expect("a network, as probed")

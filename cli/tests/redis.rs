@@ -6,6 +6,7 @@ use debian_pair::{scenario, tenant};
 use lockstep_bench::load::{Arrivals, Pace};
 use lockstep_bench::redis::RedisConfig;
 use lockstep_cli::scenario::{Fault, Host, Loss, Workload};
+use lockstep_vmm::host::disk::Sharing;
 use lockstep_vmm::host::namespaces::GUEST_ADDRESS;
 use lockstep_vmm::host::namespaces::trial::with_namespaces;
 use std::time::Duration;
@@ -32,7 +33,7 @@ fn redis_keeps_its_connections_and_all_it_acknowledged_when_its_primary_is_kille
         return;
     };
     with_namespaces(test, || {
-        let mut scenario = scenario(tenant);
+        let mut scenario = scenario(tenant, Sharing::Shared);
         let loss = Loss {
             fault: Fault::Kill,
             moment: Duration::from_millis(700),
@@ -59,7 +60,7 @@ fn ten_minutes_of_mixed_load_diverge_nowhere() {
         return;
     };
     with_namespaces(test, || {
-        let mut scenario = scenario(tenant);
+        let mut scenario = scenario(tenant, Sharing::Shared);
         let mut pair = scenario.pair(Host::A, Duration::ZERO).expect("a pair");
         let mut client = scenario.client(mixed_load(500.0)).expect("a client");
         let seen = client.run(Duration::from_secs(seconds)).expect("a load");
@@ -93,7 +94,7 @@ fn an_idle_guest_takes_little_of_both_hosts_and_of_the_log() {
         return;
     };
     with_namespaces(test, || {
-        let mut scenario = scenario(tenant);
+        let mut scenario = scenario(tenant, Sharing::Shared);
         let pair = scenario.pair(Host::A, Duration::ZERO).expect("a pair");
         std::thread::sleep(Duration::from_secs(3));
         let bytes = || {

@@ -212,7 +212,7 @@ fn header(bytes: &[u8]) -> Result<(Hello, usize), LogFileError> {
     match Message::decode(hello)? {
         Some(Message::Hello(hello)) => Ok((hello, end)),
         Some(Message::Refusal(refusal)) => Err(HelloError::Refused(refusal).into()),
-        Some(other @ Message::Lifeline(_)) => Err(HelloError::OutOfPlace {
+        Some(other @ (Message::Lifeline(_) | Message::Resync(_))) => Err(HelloError::OutOfPlace {
             found: other.name(),
             expected: "hello",
         }

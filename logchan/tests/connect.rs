@@ -12,7 +12,7 @@ use lockstep_logchan::entry::Sequence;
 use lockstep_logchan::protocol::Role;
 use lockstep_logchan::protocol::VmId;
 use lockstep_logchan::protocol::heartbeat::{HEARTBEAT_BYTES, HeartbeatMonitor, HeartbeatSchedule};
-use lockstep_logchan::protocol::hello::{HelloError, Lifeline, Message, Refusal};
+use lockstep_logchan::protocol::hello::{HelloError, Lifeline, Message, Refusal, Resync};
 use lockstep_logchan::transport::ChannelError;
 use lockstep_logchan::transport::connect::{
     self, Address, ConnectError, Incoming, Listener, Offer, Patience, connect, greet,
@@ -291,6 +291,46 @@ fn the_pairs_lifeline_is_held_once_and_nobody_elses() {
     let mut stream = TcpStream::from(ours);
     drop(held);
     assert_eq!(stream.read(&mut [0]).expect("its end"), 0);
+}
+
+#[test]
+fn the_connection_for_the_disks_is_taken_when_it_is_due_and_from_nobody_else() {
+    let (mut listener, address) = listener();
+    let of = |vm: &str, generation| Resync {
+        vm: vm.into(),
+        generation,
+    };
+    let due = Offer::Resync {
+        vm: "tenant",
+        generation: 7,
+    };
+    let mut ask = |resync: Resync, offer| {
+        let there = address.clone();
+        let asked = std::thread::spawn(move || connect::resync(&there, &resync, PATIENCE));
+        let come = incoming(&mut listener, offer);
+        (come, asked.join().expect("no panic"))
+    };
+    let unpaired = hello(Role::Primary);
+    for (stranger, offer) in [
+        (of("tenant", 8), due),
+        (of("another", 7), due),
+        (of("tenant", 7), PAIRED),
+        (of("tenant", 7), Offer::Pair(&unpaired)),
+    ] {
+        let (come, told) = ask(stranger, offer);
+        assert!(matches!(come, Incoming::Refused { .. }), "{come:?}");
+        told.expect_err("refused");
+    }
+    let (come, ours) = ask(of("tenant", 7), due);
+    let (Incoming::Resync(theirs), Ok(ours)) = (come, ours) else {
+        panic!("not taken")
+    };
+    // What follows is theirs alone.
+    let (mut ours, mut theirs) = (TcpStream::from(ours), TcpStream::from(theirs));
+    ours.write_all(b"disk").expect("sent");
+    let mut heard = [0; 4];
+    theirs.read_exact(&mut heard).expect("received");
+    assert_eq!(&heard, b"disk");
 }
 
 #[test]

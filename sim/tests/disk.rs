@@ -48,6 +48,9 @@ fn a_mistake_breaks_the_rule_that_forbids_it() {
         (DiskSabotage::NotReading, DiskRule::Equal),
         (DiskSabotage::ReissueNothing, DiskRule::Served),
         (DiskSabotage::NoQuarantine, DiskRule::Orderly),
+        (DiskSabotage::OwnNotAwaited, DiskRule::Bounce),
+        (DiskSabotage::OwnNotFlushed, DiskRule::Durable),
+        (DiskSabotage::OwnNotCopied, DiskRule::Orderly),
     ] {
         assert_eq!(caught(sabotage).rule, rule, "{sabotage:?}");
     }

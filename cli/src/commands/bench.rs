@@ -17,6 +17,7 @@ use lockstep_bench::pingpong::Waiting;
 use lockstep_bench::report::{Report, ReportError, Summary};
 use lockstep_bench::ring::{self, RingBenchError, RingOptions};
 use lockstep_guest::debian::{COMMAND_LINE, READY_MARKER};
+use lockstep_vmm::host::disk::Sharing;
 use lockstep_vmm::host::namespaces::{self, NamespaceError};
 use lockstep_vmm::machine::engine::EngineChoice;
 use lockstep_vmm::settings::{Settings, TransportKind, Wait};
@@ -238,6 +239,7 @@ pub fn bench(arguments: &BenchArguments, settings: Settings) -> Result<ExitCode,
                 settings,
                 save_logs: false,
                 tenant,
+                disk_sharing: Sharing::Shared,
                 evidence: None,
             };
             redis::run(suite, &options, small, &mut report)?
@@ -365,6 +367,7 @@ fn output_latency(
             settings,
             save_logs: false,
             tenant: Tenant::Bare,
+            disk_sharing: Sharing::Shared,
             evidence: None,
         })
     };

@@ -35,11 +35,12 @@ impl FromStr for DiskArgument {
 }
 
 impl DiskArgument {
-    /// For the run.
-    pub fn backing(&self) -> DiskBacking {
+    /// For the run; the copy record of an own disk lies in `records`, or beside the disk.
+    pub fn backing(&self, records: Option<&Path>) -> DiskBacking {
         DiskBacking {
             path: self.path.clone(),
             sharing: self.sharing,
+            records: records.map(Path::to_owned),
         }
     }
 }
@@ -86,7 +87,7 @@ mod tests {
 
     #[test]
     fn a_disk_is_shared_unless_it_is_said_to_be_own() {
-        let parse = |text: &str| text.parse::<DiskArgument>().unwrap().backing();
+        let parse = |text: &str| text.parse::<DiskArgument>().unwrap().backing(None);
         for (text, path, sharing) in [
             ("/srv/a.img", "/srv/a.img", Sharing::Shared),
             ("shared:/srv/a.img", "/srv/a.img", Sharing::Shared),

@@ -14,7 +14,9 @@ use lockstep_vmm::host::switch::{SwitchError, SwitchPort};
 use lockstep_vmm::host::tap::{Tap, TapError};
 use lockstep_vmm::machine::engine::EngineError;
 use lockstep_vmm::machine::{self, MachineConfig};
-use lockstep_vmm::run::{Control, PairSpec, RunError, RunOptions, Status, VmSpec, World};
+use lockstep_vmm::run::{
+    Control, DiskBacking, PairSpec, RunError, RunOptions, Status, VmSpec, World,
+};
 use lockstep_vmm::settings::Settings;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -38,7 +40,10 @@ pub struct MachineArguments {
     /// (the default), or own. Repeated for further disks; the same order on both sides
     #[arg(long = "disk", value_name = "[shared:|own:]FILE")]
     pub disks: Vec<DiskArgument>,
-    /// Do not send what the guest reads: the backup reads the shared disks itself
+    /// Keep the copy records of own disks in this directory [default: each beside its disk]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub copy_records: Option<PathBuf>,
+    /// Do not send what the guest reads: the backup reads the disks itself
     #[arg(long)]
     pub backup_reads: bool,
     /// Serve the process's status at this Unix socket, for `lockstep status`
@@ -215,13 +220,20 @@ pub fn prepare(
         options: RunOptions {
             settings,
             world,
-            disks: arguments.disks.iter().map(DiskArgument::backing).collect(),
+            disks: backings(arguments),
+            overwrite_disks: false,
             control,
             status,
             warm_up: Duration::from_millis(arguments.warm_up_ms),
         },
         status: served,
     })
+}
+
+fn backings(arguments: &MachineArguments) -> Vec<DiskBacking> {
+    let records = arguments.copy_records.as_deref();
+    let disks = arguments.disks.iter();
+    disks.map(|disk| disk.backing(records)).collect()
 }
 
 /// The machine that the file describes, with these disks, whose bounce buffers have `bounce_bytes`.

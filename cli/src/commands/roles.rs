@@ -97,6 +97,7 @@ pub fn primary(
 pub fn backup(
     arguments: &MachineArguments,
     pairing: &PairArguments,
+    overwrite_disks: bool,
     knobs: &Knobs<'_>,
 ) -> Result<ExitCode, MachineError> {
     let file = VmFile::read(&arguments.config)?;
@@ -104,9 +105,10 @@ pub fn backup(
     let settings = knobs(file.settings.clone())?;
     let Prepared {
         vm,
-        options,
+        mut options,
         status,
     } = prepare(&file, settings, arguments, Network::Plugged)?;
+    options.overwrite_disks = overwrite_disks;
     let ended = run::backup(&vm, &pair, options)?;
     drop(status);
     let end = match &ended.end {

@@ -23,6 +23,7 @@ use lockstep_bench::redis::RedisConfig;
 use lockstep_bench::report::{Report, ReportError};
 use lockstep_bench::sql::SqlConfig;
 use lockstep_guest::KV_PORT;
+use lockstep_vmm::host::disk::Sharing;
 use lockstep_vmm::host::namespaces::{self, GUEST_ADDRESS, NamespaceError};
 use lockstep_vmm::machine::engine::EngineChoice;
 use lockstep_vmm::settings::Settings;
@@ -57,6 +58,9 @@ pub struct DemoArguments {
     /// this program
     #[arg(long, value_enum, default_value_t = TenantName::Redis)]
     pub tenant: TenantName,
+    /// Whether both hosts reach one disk, or each has its own
+    #[arg(long, value_enum, default_value_t = DiskSharing::Shared)]
+    pub disk_sharing: DiskSharing,
     /// Requests a second [default: 1000; of databases, whose requests are transactions, 40]
     #[arg(long, value_name = "NUMBER")]
     pub rate: Option<f64>,
@@ -68,12 +72,30 @@ pub struct DemoArguments {
     pub results: Option<PathBuf>,
 }
 
+/// Whose the disk of a tenant with data is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum DiskSharing {
+    /// One file, which both hosts reach.
+    Shared,
+    /// Each host has its own; what the primary writes is written to both.
+    Own,
+}
+
+impl From<DiskSharing> for Sharing {
+    fn from(sharing: DiskSharing) -> Self {
+        match sharing {
+            DiskSharing::Shared => Self::Shared,
+            DiskSharing::Own => Self::Own,
+        }
+    }
+}
+
 /// A tenant that has a client here who checks it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum TenantName {
     /// Debian's kernel and Redis, from Debian's packages.
     Redis,
-    /// Debian's kernel and PostgreSQL, its data on a disk that both hosts share.
+    /// Debian's kernel and PostgreSQL, its data on a disk.
     Postgresql,
     /// The same with SQLite.
     Sqlite,
@@ -196,6 +218,7 @@ pub fn demo(arguments: &DemoArguments, settings: Settings) -> Result<ExitCode, D
         settings,
         save_logs: false,
         tenant,
+        disk_sharing: arguments.disk_sharing.into(),
         evidence: Some(results.clone()),
     };
     let transport = options.settings.channel.transport;

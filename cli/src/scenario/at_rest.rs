@@ -20,7 +20,7 @@ impl Scenario {
     ///
     /// # Errors
     /// The guest does not answer.
-    pub(super) fn check_at_rest(&self) -> Result<Option<String>, ScenarioError> {
+    pub fn check_at_rest(&self) -> Result<Option<String>, ScenarioError> {
         let said = self
             .topology
             .clients

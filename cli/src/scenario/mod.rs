@@ -29,6 +29,7 @@ use lockstep_bench::sql::SqlError;
 use lockstep_guest::KV_PORT;
 use lockstep_guest::debian::GuestBuildError;
 use lockstep_vmm::host::arbiter_file::ArbiterError;
+use lockstep_vmm::host::disk::Sharing;
 use lockstep_vmm::host::disk_template;
 use lockstep_vmm::host::namespaces::{
     GUEST_ADDRESS, LOG_ADDRESS_A, LOG_ADDRESS_B, NamespaceError, TAP_NAME, Topology,
@@ -51,6 +52,9 @@ const HEARTBEAT_PORT: u16 = 7071;
 
 /// How long a process may take to come to where it is ready.
 const START_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long a guest may take to boot, on a busy host.
+const BOOT_PATIENCE: Duration = Duration::from_secs(300);
 
 /// How long a process that was asked to end may take.
 const END_PATIENCE: Duration = Duration::from_secs(10);
@@ -145,6 +149,8 @@ pub struct ScenarioOptions {
     pub save_logs: bool,
     /// What the machine runs.
     pub tenant: Tenant,
+    /// Whether the hosts of a pair reach one disk, or each has its own.
+    pub disk_sharing: Sharing,
     /// Where what speaks against it is kept, should something be wrong after a failover.
     pub evidence: Option<PathBuf>,
 }
@@ -156,6 +162,8 @@ pub struct Scenario {
     directory: TempDir,
     topology: Topology,
     runs: u32,
+    /// The next pair boots from the disks that the last run left.
+    kept: bool,
 }
 
 impl Scenario {
@@ -177,7 +185,20 @@ impl Scenario {
             directory,
             topology: Topology::build()?,
             runs: 0,
+            kept: false,
         })
+    }
+
+    /// Has the next pair boot from its hosts' own disks as the last run left them, instead of starting from a
+    /// snapshot and a copy of its disk.
+    pub const fn keep_disks(&mut self) {
+        self.kept = true;
+    }
+
+    /// The own disks of the last run, of host A and of host B.
+    #[must_use]
+    pub fn own_disks(&self) -> [PathBuf; 2] {
+        [Host::A, Host::B].map(|host| self.disk_path(self.runs, host))
     }
 
     /// The network.
@@ -212,10 +233,10 @@ impl Scenario {
     /// # Errors
     /// It does not come to run.
     pub fn unprotected(&mut self, host: Host, warm_up: Duration) -> Result<Process, ScenarioError> {
-        let run = self.next_run()?;
+        let run = self.next_run(false)?;
         let name = format!("unprotected-{run}");
         let configuration = self.configuration(host, host, run);
-        let disk = self.disk_arguments(run)?;
+        let disk = self.state_arguments(run, host, Sharing::Shared, false)?;
         let mut process = self.start("run", &name, host, &configuration, &disk, warm_up)?;
         process.wait_for("running", START_PATIENCE, role_is("unprotected"))?;
         Ok(process)
@@ -227,7 +248,8 @@ impl Scenario {
     /// # Errors
     /// It does not come to be protected.
     pub fn pair(&mut self, primary_on: Host, warm_up: Duration) -> Result<Pair, ScenarioError> {
-        let run = self.next_run()?;
+        let kept = std::mem::take(&mut self.kept);
+        let run = self.next_run(kept)?;
         let backup_name = format!("backup-{run}");
         let primary_name = format!("primary-{run}");
         let backup_on = primary_on.other();
@@ -235,9 +257,13 @@ impl Scenario {
         let of_backup = self.configuration(backup_on, primary_on, run);
         let saved_log = self.directory.path().join(format!("{backup_name}.saved"));
         let saved_log = self.options.save_logs.then_some(saved_log);
-        // One file, which both hosts reach.
-        let disk = self.disk_arguments(run)?;
-        let mut more = disk.clone();
+        let sharing = self.options.disk_sharing;
+        let disk = self.state_arguments(run, primary_on, sharing, kept)?;
+        let mut more = match sharing {
+            // One file, which both hosts reach.
+            Sharing::Shared => disk.clone(),
+            Sharing::Own => self.state_arguments(run, backup_on, sharing, kept)?,
+        };
         if let Some(path) = &saved_log {
             more.extend(["--save-log".into(), path.into()]);
         }
@@ -268,12 +294,30 @@ impl Scenario {
             .wait_for("being protected", START_PATIENCE, role_is("primary"))?;
         pair.backup
             .wait_for("following", START_PATIENCE, role_is("backup"))?;
+        if kept {
+            pair.primary.wait_words("LOCKSTEP READY", BOOT_PATIENCE)?;
+        }
         Ok(pair)
     }
 
-    fn next_run(&mut self) -> Result<u32, ScenarioError> {
-        // Machines of the last run may still have it open; nobody will open it again.
-        drop(std::fs::remove_file(self.disk_path(self.runs)));
+    /// Begins a run; `kept` takes the disks of the last one into it.
+    fn next_run(&mut self, kept: bool) -> Result<u32, ScenarioError> {
+        for host in [Host::A, Host::B] {
+            let last = self.disk_path(self.runs, host);
+            if !kept {
+                // Machines of the last run may still have them open; nobody will open them again.
+                drop(std::fs::remove_file(&last));
+                drop(std::fs::remove_file(record_of(&last)));
+                continue;
+            }
+            let next = self.disk_path(self.runs + 1, host);
+            std::fs::rename(record_of(&last), record_of(&next))
+                .and_then(|()| std::fs::rename(&last, &next))
+                .map_err(|source| ScenarioError::Files {
+                    what: "taking the disks of the last run, and their copy records, into the next",
+                    source,
+                })?;
+        }
         self.runs += 1;
         let directory = self.arbiter_directory(self.runs);
         std::fs::create_dir(directory).map_err(|source| ScenarioError::Files {
@@ -283,21 +327,46 @@ impl Scenario {
         Ok(self.runs)
     }
 
-    fn disk_path(&self, run: u32) -> PathBuf {
-        self.directory.path().join(format!("disk-{run}"))
+    /// The disk that `host` reaches in `run`.
+    fn disk_path(&self, run: u32, host: Host) -> PathBuf {
+        let name = match (self.options.disk_sharing, host) {
+            (Sharing::Shared, _) => format!("disk-{run}"),
+            (Sharing::Own, Host::A) => format!("disk-{run}-a"),
+            (Sharing::Own, Host::B) => format!("disk-{run}-b"),
+        };
+        self.directory.path().join(name)
     }
 
-    /// Gives the run a disk of its own, if the tenant has one, and returns the arguments that say so.
-    fn disk_arguments(&self, run: u32) -> Result<Vec<OsString>, ScenarioError> {
+    /// The arguments that say from what state `host` begins the run: a snapshot, if the tenant has one, and a disk
+    /// of its own, if it has one. `kept`: the disk that is there, and no snapshot.
+    fn state_arguments(
+        &self,
+        run: u32,
+        host: Host,
+        sharing: Sharing,
+        kept: bool,
+    ) -> Result<Vec<OsString>, ScenarioError> {
+        let mut arguments = Vec::new();
+        if let Some(snapshot) = self.options.tenant.snapshot().filter(|_| !kept) {
+            arguments.extend(["--from-snapshot".into(), snapshot.into()]);
+        }
         let Some(template) = self.options.tenant.disk() else {
-            return Ok(Vec::new());
+            return Ok(arguments);
         };
-        let path = self.disk_path(run);
-        disk_template::copy(&template, &path).map_err(|source| ScenarioError::Files {
-            what: "copying the machine's disk",
-            source,
-        })?;
-        Ok(vec!["--disk".into(), path.into()])
+        let path = self.disk_path(run, host);
+        if !kept {
+            disk_template::copy(&template, &path).map_err(|source| ScenarioError::Files {
+                what: "copying the machine's disk",
+                source,
+            })?;
+        }
+        let mut argument = OsString::from(match sharing {
+            Sharing::Shared => "shared:",
+            Sharing::Own => "own:",
+        });
+        argument.push(path);
+        arguments.extend(["--disk".into(), argument]);
+        Ok(arguments)
     }
 
     fn arbiter_directory(&self, run: u32) -> PathBuf {
@@ -329,9 +398,6 @@ impl Scenario {
             "--warm-up-ms".into(),
             warm_up.as_millis().to_string().into(),
         ];
-        if let Some(snapshot) = self.options.tenant.snapshot() {
-            arguments.extend(["--from-snapshot".into(), snapshot.into()]);
-        }
         arguments.extend_from_slice(more);
         let namespace = match host {
             Host::A => &self.topology.host_a,
@@ -462,6 +528,13 @@ impl Scenario {
         }
         settings
     }
+}
+
+/// The copy record of an own disk.
+fn record_of(disk: &Path) -> PathBuf {
+    let mut record = disk.as_os_str().to_owned();
+    record.push(".copy");
+    record.into()
 }
 
 /// Looks for a role in a status.

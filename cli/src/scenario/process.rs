@@ -198,6 +198,22 @@ impl Process {
         }
     }
 
+    /// Waits until it has said `words`.
+    ///
+    /// # Errors
+    /// It ended, or `patience` did.
+    pub fn wait_words(&mut self, words: &str, patience: Duration) -> Result<(), ProcessError> {
+        let log = self.log_path.clone();
+        let said = |_: &Value| {
+            let said = std::fs::read(&log).unwrap_or_default();
+            let mut windows = said.windows(words.len());
+            windows
+                .any(|window| window == words.as_bytes())
+                .then_some(())
+        };
+        self.wait_for(&format!("saying {words:?}"), patience, said)
+    }
+
     /// Whether it has ended, and how.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use lockstep_cli::progress::Progress;
 use lockstep_cli::scenario::{Scenario, ScenarioError, ScenarioOptions, Tenant};
 use lockstep_perf::not_run;
+use lockstep_vmm::host::disk::Sharing;
 use lockstep_vmm::machine::engine::EngineChoice;
 use lockstep_vmm::settings::Settings;
 use std::path::{Path, PathBuf};
@@ -30,7 +31,7 @@ pub fn tenant(recipe: &str, test: &str) -> Option<Tenant> {
 }
 
 /// Two hosts and a client for `tenant`.
-pub fn scenario(tenant: Tenant) -> Scenario {
+pub fn scenario(tenant: Tenant, disk_sharing: Sharing) -> Scenario {
     // A busy test host is no dead one. A killed process is known by its connection; how soon a silent
     // one is known is another test's.
     let mut settings = Settings::default();
@@ -42,6 +43,7 @@ pub fn scenario(tenant: Tenant) -> Scenario {
         settings,
         save_logs: false,
         tenant,
+        disk_sharing,
         evidence: None,
     })
     .expect("a network, as probed")

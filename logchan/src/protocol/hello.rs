@@ -41,7 +41,7 @@ const MAX_SHOWN: usize = 200;
 struct Preamble {
     magic: [u8; 8],
     version: U32,
-    /// [`KIND_HELLO`], [`KIND_REFUSAL`] or [`KIND_LIFELINE`].
+    /// [`KIND_HELLO`], [`KIND_REFUSAL`], [`KIND_LIFELINE`] or [`KIND_RESYNC`].
     kind: U16,
     reserved: U16,
     /// Bytes of the body.
@@ -55,6 +55,7 @@ const _: () = assert!(size_of::<Preamble>() == PREAMBLE_BYTES);
 const KIND_HELLO: u16 = 1;
 const KIND_REFUSAL: u16 = 2;
 const KIND_LIFELINE: u16 = 3;
+const KIND_RESYNC: u16 = 4;
 
 /// Who somebody is and what it runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,6 +134,17 @@ pub struct Lifeline {
     pub generation: u64,
 }
 
+/// What a backup says on the connection on which its disks are made equal to the primary's, before the machine
+/// starts, and the primary repeats if it is ready. What follows is not this protocol's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Resync {
+    /// Name of the VM.
+    pub vm: String,
+    /// Generation of the pairing.
+    pub generation: u64,
+}
+
 /// A message of connection set-up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
@@ -142,6 +154,8 @@ pub enum Message {
     Refusal(Refusal),
     /// A paired backup's second connection.
     Lifeline(Lifeline),
+    /// The connection for its disks.
+    Resync(Resync),
 }
 
 /// Why connection set-up failed.
@@ -161,8 +175,8 @@ pub enum HelloError {
     },
     /// No such message.
     #[error(
-        "hello field `kind`: found {found}, expected {KIND_HELLO} (hello), {KIND_REFUSAL} (refusal) or \
-         {KIND_LIFELINE} (lifeline)"
+        "hello field `kind`: found {found}, expected {KIND_HELLO} (hello), {KIND_REFUSAL} (refusal), \
+         {KIND_LIFELINE} (lifeline) or {KIND_RESYNC} (resync)"
     )]
     Kind {
         /// In the preamble.
@@ -245,6 +259,10 @@ impl Message {
                 check_name(&lifeline.vm)?;
                 (KIND_LIFELINE, serde_json::to_vec(lifeline))
             }
+            Self::Resync(resync) => {
+                check_name(&resync.vm)?;
+                (KIND_RESYNC, serde_json::to_vec(resync))
+            }
         };
         let body = body.map_err(HelloError::Body)?;
         if body.len() > MAX_BODY_BYTES {
@@ -300,6 +318,11 @@ impl Message {
                 check_name(&lifeline.vm)?;
                 Ok(Some(Self::Lifeline(lifeline)))
             }
+            KIND_RESYNC => {
+                let resync: Resync = serde_json::from_slice(body).map_err(HelloError::Body)?;
+                check_name(&resync.vm)?;
+                Ok(Some(Self::Resync(resync)))
+            }
             found => Err(HelloError::Kind { found }),
         }
     }
@@ -310,6 +333,7 @@ impl Message {
             Self::Hello(_) => "hello",
             Self::Refusal(_) => "refusal",
             Self::Lifeline(_) => "lifeline",
+            Self::Resync(_) => "resync",
         }
     }
 }
@@ -322,7 +346,7 @@ impl Preamble {
                 found: self.version.get(),
             });
         }
-        if !matches!(self.kind.get(), KIND_HELLO | KIND_REFUSAL | KIND_LIFELINE) {
+        if !(KIND_HELLO..=KIND_RESYNC).contains(&self.kind.get()) {
             return Err(HelloError::Kind {
                 found: self.kind.get(),
             });

@@ -27,6 +27,8 @@ pub struct LiveMachine {
     pub ended: VecDeque<(DiskRequest, DiskStatus)>,
     /// Read data does not go to the log.
     pub backup_reads: bool,
+    /// The disk is the side's own: the output rule does not hold it.
+    pub own: bool,
     /// [`super::DiskSabotage::NoOrder`]: requests in a plain list instead.
     pub unordered: Option<Vec<(DiskRequest, Option<Sequence>)>>,
     /// [`super::DiskSabotage::NotReading`].
@@ -40,6 +42,7 @@ struct Outlets<'a> {
     entries: &'a mut BTreeMap<RequestId, Sequence>,
     changed: &'a mut BTreeMap<RequestId, DiskRequest>,
     unordered: &'a mut Option<Vec<(DiskRequest, Option<Sequence>)>>,
+    own: bool,
     now: u64,
 }
 
@@ -52,6 +55,7 @@ impl Outlets<'_> {
         if request.op.changes() {
             self.changed.insert(request.id, request);
         }
+        let held_by = held_by.filter(|_| !self.own);
         match self.unordered {
             Some(list) => list.push((request, held_by)),
             None => self.schedule.add(request, held_by, self.now),
@@ -71,6 +75,10 @@ impl OutputSink for Outlets<'_> {
         }
     }
 
+    fn awaits(&self, output: &Output) -> bool {
+        output.kind != OutputKind::Disk || !self.own
+    }
+
     fn pass(&mut self, output: Output) {
         self.add(&output, None);
     }
@@ -81,7 +89,7 @@ impl OutputSink for Outlets<'_> {
 }
 
 impl LiveMachine {
-    pub fn new(vm: DiskGuest, recorder: Recorder, backup_reads: bool) -> Self {
+    pub fn new(vm: DiskGuest, recorder: Recorder, backup_reads: bool, own: bool) -> Self {
         Self {
             vm,
             recorder,
@@ -92,6 +100,7 @@ impl LiveMachine {
             changed: BTreeMap::new(),
             ended: VecDeque::new(),
             backup_reads,
+            own,
             unordered: None,
             not_reading: false,
         }
@@ -127,6 +136,7 @@ impl LiveMachine {
             entries: &mut self.entries,
             changed: &mut self.changed,
             unordered: &mut self.unordered,
+            own: self.own,
             now,
         };
         let until = self.vm.position() + positions;

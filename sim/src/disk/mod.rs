@@ -12,15 +12,19 @@
 //! noticed may start what had been acknowledged for half of that time. At the end of a run the storage loses
 //! power, and whatever was not flushed is lost in part.
 //!
+//! In some runs each side has a disk of its own: the primary's requests are not held, the backup does the same to
+//! its disk, and what counts in the end is the disk of the side that was the last to be live. A backup whose disk
+//! fails where the primary's did not is the replica that is lost.
+//!
 //! # What is checked
 //!
 //! 1. Nothing that the world was told to be durable is lost.
 //! 2. In the end the disk holds what it would hold if the requests of the machine that survives had been
 //!    done one after the other; each read got what such a disk would have given.
-//! 3. No request that the output rule holds starts before the backup has its entry, so nothing is on the
+//! 3. No request to a shared disk that the output rule holds starts before the backup has its entry, so nothing is on the
 //!    disk that the new primary has not asked for.
 //! 4. At go-live exactly the requests without a logged end are issued again.
-//! 5. The old primary starts nothing once its backup has been live for [`SETTLE`].
+//! 5. The old primary starts nothing on a shared disk once its backup has been live for [`SETTLE`].
 //! 6. A bounce buffer holds its request's data until that ends.
 //! 7. Both machines are equal, by the digests in the log; a backup that reads the disk itself finds what
 //!    the primary found.
@@ -28,6 +32,7 @@
 
 mod guest;
 mod live;
+mod own;
 mod plan;
 mod sabotage;
 mod storage;

@@ -32,6 +32,8 @@ pub struct DiskPlan {
     pub survivor_killed_after: Option<u64>,
     /// The backup reads the disk itself.
     pub backup_reads: bool,
+    /// Each side has a disk of its own.
+    pub own: bool,
     /// Requests in a thousand that fail.
     pub failing: u32,
     /// Requests that the guest makes in all.
@@ -65,6 +67,7 @@ impl DiskPlan {
             at: rng.between(5, 250),
             survivor_killed_after: rng.chance(150).then(|| rng.between(1, 150)),
             backup_reads: rng.chance(400),
+            own: rng.chance(400),
             failing: rng.pick(&[0, 0, 60]),
             requests: rng.between(6, 40),
             outstanding: rng.between(2, 8) as usize,

@@ -24,11 +24,21 @@ pub enum DiskSabotage {
     FlushNothing,
     /// The guest is told of the end of a request while its I/O is still under way.
     EndEarly,
+    /// A backup does not wait for its own disk before it applies the end of a request.
+    OwnNotAwaited,
+    /// It takes no notice of the primary's reads when it writes to its own disk.
+    OwnReadsIgnored,
+    /// It leaves the flushes out.
+    OwnNotFlushed,
+    /// It goes live, and issues requests again, while they are under way on its own disk.
+    OwnNotAtRest,
+    /// It says that it has written to its own disk, and has not.
+    OwnNotCopied,
 }
 
 impl DiskSabotage {
     /// Every mistake.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 14] = [
         Self::StartEarly,
         Self::ReissueNothing,
         Self::ReissueEnded,
@@ -38,6 +48,11 @@ impl DiskSabotage {
         Self::NotReading,
         Self::FlushNothing,
         Self::EndEarly,
+        Self::OwnNotAwaited,
+        Self::OwnReadsIgnored,
+        Self::OwnNotFlushed,
+        Self::OwnNotAtRest,
+        Self::OwnNotCopied,
     ];
 }
 

@@ -1,4 +1,6 @@
-//! One run: two replicas, the log between them, the disk that they share.
+//! One run: two replicas, the log between them, the disk that they share or the one that each has.
+
+mod judge;
 
 use std::collections::VecDeque;
 
@@ -10,16 +12,17 @@ use lockstep_ringbuf::{Ring, RingOptions};
 use lockstep_vmm::ft::arbiter::{ArbitrationSettings, Claim, Party};
 use lockstep_vmm::ft::backup::{Backup, BackupAction, BackupState};
 use lockstep_vmm::ft::detector::{DetectorSettings, Suspicion};
-use lockstep_vmm::ft::disk::{DiskRequest, RequestId};
+use lockstep_vmm::ft::disk::{DiskRequest, DiskSet, RequestId};
 use lockstep_vmm::ft::gate::ReleaseLimit;
 use lockstep_vmm::ft::log::Unlogged;
 use lockstep_vmm::ft::primary::{Primary, PrimaryAction, PrimaryState};
 use lockstep_vmm::ft::recorder::{Recorder, RecorderSettings};
-use lockstep_vmm::ft::replayer::{Progress, Replayer};
+use lockstep_vmm::ft::replayer::{Progress, ReplayError, Replayer};
 use lockstep_vmm::ft::vm::Vm;
 
 use super::guest::DiskGuest;
 use super::live::LiveMachine;
+use super::own::OwnDisk;
 use super::plan::{DiskFault, DiskPlan};
 use super::sabotage::DiskSabotage;
 use super::storage::{SECTORS, Sectors, Storage};
@@ -99,7 +102,10 @@ pub struct World {
     sabotage: DiskSabotage,
     trace: bool,
     step: u64,
-    storage: Storage,
+    /// The disk that both reach, or the primary's own.
+    pub(super) storage: Storage,
+    /// The backup's own.
+    pub(super) own: Option<OwnDisk>,
     flag: Option<Party>,
 
     primary: LiveMachine,
@@ -151,7 +157,13 @@ impl World {
         let cursor = ReceivedCursor::at(0);
         let checked = Checked::BehindReceiver(cursor.clone());
         let recorder = Recorder::new(RECORDER, 0, 0, 0);
-        let mut primary = LiveMachine::new(DiskGuest::new(&plan), recorder, plan.backup_reads);
+        let mut primary =
+            LiveMachine::new(DiskGuest::new(&plan), recorder, plan.backup_reads, plan.own);
+        let own_disks = if plan.own {
+            DiskSet::NONE.with(0)
+        } else {
+            DiskSet::NONE
+        };
         primary.unordered = (sabotage == DiskSabotage::NoOrder).then(Vec::new);
         primary.not_reading = sabotage == DiskSabotage::NotReading;
         let mut storage = Storage::new(plan.failing);
@@ -161,6 +173,7 @@ impl World {
             sabotage,
             trace,
             step: 0,
+            own: plan.own.then(|| OwnDisk::new(plan.failing, sabotage)),
             storage,
             flag: None,
             primary,
@@ -178,7 +191,7 @@ impl World {
             reader: EntryReader::new(consumer, Sequence::NONE, checked),
             backup: Follower::Replays {
                 vm: Box::new(DiskGuest::new(&plan)),
-                replayer: Box::new(Replayer::new(Sequence::NONE, 0)),
+                replayer: Box::new(Replayer::new(Sequence::NONE, 0).with_own_disks(own_disks)),
             },
             backup_role: Backup::new(claim(Role::Backup), DETECTOR, ARBITRATION, 0),
             backup_process: Process::Runs,
@@ -239,6 +252,21 @@ impl World {
             }
         }
         self.judge()
+    }
+
+    /// The disk that `side` reaches.
+    fn storage_of(&mut self, side: Side) -> &mut Storage {
+        match (side, &mut self.own) {
+            (Side::Backup, Some(own)) => &mut own.storage,
+            _ => &mut self.storage,
+        }
+    }
+
+    fn storage_seen_by(&self, side: Side) -> &Storage {
+        match (side, &self.own) {
+            (Side::Backup, Some(own)) => &own.storage,
+            _ => &self.storage,
+        }
     }
 
     fn backup_vm(&self) -> Option<&DiskGuest> {
@@ -315,7 +343,7 @@ impl World {
             if self.plan.survivor_killed_after == Some(late) {
                 self.say(|| "the new primary is killed too".into());
                 self.backup_process = Process::Dead;
-                self.storage.orphan(Side::Backup);
+                self.storage_of(Side::Backup).orphan(Side::Backup);
             }
             if late == SETTLE / 2 && self.primary_process == Process::Runs {
                 self.primary_role
@@ -387,29 +415,6 @@ impl World {
         Ok(())
     }
 
-    /// The old primary and the output rule.
-    fn check_start(&self, request: &DiskRequest) -> Result<(), Broken> {
-        if let Some(since) = self.live_since
-            && self.step > since + SETTLE
-            && request.op.changes()
-        {
-            let detail = format!("{request:?} was started by a primary that has been replaced");
-            return Err((DiskRule::Fence, detail));
-        }
-        let alone = matches!(self.primary_log, PrimaryLog::Alone(_));
-        if let Some(entry) = self.primary.entries.get(&request.id)
-            && !alone
-            && *entry > self.received
-        {
-            let detail = format!(
-                "{request:?} was started, its entry is {entry}, and the backup has those up to {}",
-                self.received
-            );
-            return Err((DiskRule::OutputRule, detail));
-        }
-        Ok(())
-    }
-
     fn start(&mut self, side: Side, request: DiskRequest) {
         self.say(|| format!("{side:?} starts {request:?}"));
         let vm = match side {
@@ -419,7 +424,11 @@ impl World {
         let Some(region) = vm.and_then(Vm::bounce).cloned() else {
             return;
         };
-        self.storage.start(side, request, region, &mut self.rng);
+        let storage = match (side, &mut self.own) {
+            (Side::Backup, Some(own)) => &mut own.storage,
+            _ => &mut self.storage,
+        };
+        storage.start(side, request, region, &mut self.rng);
         if self.sabotage == DiskSabotage::EndEarly && request.op.is_held() {
             self.ended(side, request, lockstep_vmm::ft::disk::DiskStatus::Done);
         }
@@ -477,18 +486,37 @@ impl World {
                     return Ok(());
                 }
                 let budget = self.rng.between(1, 8);
+                let over = matches!(self.backup_role.state(), BackupState::Draining(_))
+                    && replayer.drained();
+                if let Some(own) = &mut self.own {
+                    own.follow(replayer, vm, over, &mut self.rng);
+                }
                 for _ in 0..self.rng.between(1, 4) {
                     let stepped = replayer.step(&mut **vm, &mut self.reader, budget);
+                    if let Err(ReplayError::OwnDisk { .. }) = stepped {
+                        // The primary's did not.
+                        self.lose_backup("its own disk failed");
+                        break;
+                    }
                     match stepped.map_err(|error| (DiskRule::Equal, error.to_string()))? {
                         Progress::Idle => {
-                            if matches!(self.backup_role.state(), BackupState::Draining(_)) {
+                            let rests = self.own.as_ref().is_none_or(OwnDisk::rests);
+                            if matches!(self.backup_role.state(), BackupState::Draining(_)) && rests
+                            {
                                 self.backup_role.drained(now, replayer.replayed());
                             }
                             break;
                         }
                         Progress::ReadDisk { request, digest } => {
-                            self.storage.read_now(&request, vm.bounce());
+                            let storage =
+                                self.own.as_ref().map_or(&self.storage, |own| &own.storage);
+                            storage.read_now(&request, vm.bounce());
                             if replayer.disk_read(&**vm, &request) != digest {
+                                // What a write left that failed on one of two disks is open on both.
+                                if self.plan.own && self.plan.failing > 0 {
+                                    self.lose_backup("other data on its own disk");
+                                    break;
+                                }
                                 // A primary that has won already waits for nobody: its backup gives up.
                                 if matches!(self.primary_log, PrimaryLog::Alone(_)) {
                                     let why = "other data on the shared disk".to_owned();
@@ -499,7 +527,11 @@ impl World {
                                 return Err((DiskRule::Equal, detail));
                             }
                         }
+                        Progress::AwaitDisk { .. } => break,
                         Progress::Running | Progress::Replayed(_) | Progress::Ended(_) => {}
+                    }
+                    if let Some(own) = &mut self.own {
+                        own.follow(replayer, vm, false, &mut self.rng);
                     }
                 }
             }
@@ -521,6 +553,15 @@ impl World {
             Follower::Nothing => {}
         }
         Ok(())
+    }
+
+    /// The backup gives itself up, and that is the fault of this run.
+    fn lose_backup(&mut self, why: &str) {
+        self.backup_role.refuse(why.to_owned());
+        self.closed = true;
+        self.backup_process = Process::Dead;
+        self.plan.at = 0;
+        self.resumes_at = self.resumes_at.min(self.step + 1);
     }
 
     fn go_live(&mut self) -> Result<(), Broken> {
@@ -555,13 +596,12 @@ impl World {
             _ => SETTLE * STEP,
         };
         // What is on the disk, or on its way there, the new primary has asked for.
-        let under_way = self.storage.in_flight(Side::Primary);
+        let reached = self.own.as_ref().map_or(&self.storage, |own| &own.storage);
+        let under_way = reached.in_flight(Side::Primary);
         let changing = under_way
             .filter(|request| request.op.changes())
             .map(|r| r.id);
-        let unknown = changing
-            .chain(self.storage.sectors)
-            .find(|id| *id > vm.last());
+        let unknown = changing.chain(reached.sectors).find(|id| *id > vm.last());
         if let Some(id) = unknown {
             let detail = format!(
                 "{id} is on the disk, and the new primary knows {}",
@@ -571,55 +611,38 @@ impl World {
         }
         self.reissued = requests.len();
         self.say(|| format!("live; again: {requests:?}"));
-        vm.lenient = vm.last();
+        // On its own disk nothing was under way that its machine did not know of.
+        vm.lenient = if self.plan.own { 0 } else { vm.last() };
         let recorder = Recorder::new(RECORDER, now, vm.clock(), taken.said);
-        let mut live = LiveMachine::new(*vm, recorder, false);
-        live.schedule.reissue(requests, now, settle);
+        let mut live = LiveMachine::new(*vm, recorder, false, self.plan.own);
+        let own = match self.plan.own {
+            true => DiskSet::NONE.with(0),
+            false => DiskSet::NONE,
+        };
+        live.schedule.reissue(requests, &own, now, settle);
         self.backup = Follower::Live(Box::new(live), Unlogged::after(taken.replayed));
         self.live_since = Some(self.step);
-        self.storage.primary_lingers = true;
-        Ok(())
-    }
-
-    /// Held requests whose entry is replayed, and no entry of their end.
-    fn check_reissue(&self, requests: &[DiskRequest], replayed: Sequence) -> Result<(), Broken> {
-        let ended: Vec<RequestId> = self
-            .primary
-            .told
-            .iter()
-            .filter(|(entry, _)| *entry <= replayed)
-            .map(|(_, id)| *id)
-            .collect();
-        let marked = self
-            .primary
-            .entries
-            .iter()
-            .filter(|(_, entry)| **entry <= replayed);
-        let last_marked = marked.clone().map(|(id, _)| *id).max().unwrap_or(0);
-        let expected: Vec<RequestId> = marked
-            .map(|(id, _)| *id)
-            .filter(|id| !ended.contains(id))
-            .collect();
-        // Said at the last position, without an entry of its own yet: never started by anybody.
-        let found: Vec<RequestId> = requests
-            .iter()
-            .filter(|request| request.op.is_held() && request.id <= last_marked)
-            .map(|request| request.id)
-            .collect();
-        let again = requests.iter().find(|request| ended.contains(&request.id));
-        if found != expected || again.is_some() {
-            let detail = format!("found {found:?} ({again:?} had ended), expected {expected:?}");
-            return Err((DiskRule::Reissue, detail));
-        }
+        self.storage.primary_lingers = !self.plan.own;
         Ok(())
     }
 
     // --- the disk
 
     fn disk_turn(&mut self) -> Result<(), Broken> {
-        let Some((side, id, status)) = self.storage.progress(&mut self.rng)? else {
+        let both = self.own.is_some() && self.rng.chance(500);
+        let storage = match &mut self.own {
+            Some(own) if both => &mut own.storage,
+            _ => &mut self.storage,
+        };
+        let Some((side, id, status)) = storage.progress(&mut self.rng)? else {
             return Ok(());
         };
+        if let (Some(own), Follower::Replays { replayer, .. }, Side::Backup) =
+            (&mut self.own, &mut self.backup, side)
+        {
+            own.ended(replayer, id, status);
+            return Ok(());
+        }
         let vm = match side {
             Side::Primary => Some(&self.primary.vm),
             Side::Backup => self.backup_vm(),
@@ -701,48 +724,6 @@ impl World {
             }
         }
         Ok(())
-    }
-
-    // --- the end
-
-    fn judge(&mut self) -> Result<DiskOutcome, Broken> {
-        let survivor = self.survivor().map(|(side, _)| side);
-        if let Some((_, live)) = self.survivor() {
-            for sector in 0..SECTORS {
-                let (found, allowed) = (self.storage.sectors[sector], live.vm.allowed(sector));
-                if !allowed.contains(&found) {
-                    let detail = format!(
-                        "sector {sector} holds request {found}, expected one of {allowed:?}"
-                    );
-                    return Err((DiskRule::Orderly, detail));
-                }
-            }
-        } else {
-            for side in [Side::Primary, Side::Backup] {
-                self.storage.settle(side, &mut self.rng)?;
-            }
-        }
-        self.storage.lose_power(&mut self.rng);
-        for sector in 0..SECTORS {
-            let (found, told) = (self.storage.stable[sector], self.told[sector]);
-            if found < told {
-                let detail = format!(
-                    "sector {sector} holds request {found}, and {told} was said to be durable"
-                );
-                return Err((DiskRule::Durable, detail));
-            }
-        }
-        let vm = match survivor {
-            Some(Side::Backup) => self.backup_vm(),
-            _ => Some(&self.primary.vm),
-        };
-        Ok(DiskOutcome {
-            live: survivor,
-            requests: vm.map_or(0, DiskGuest::last),
-            reissued: self.reissued,
-            finished: vm.is_some_and(DiskGuest::done),
-            steps: self.step,
-        })
     }
 }
 

@@ -356,9 +356,9 @@ impl BackupHost {
                 env.check(result);
             }
             Ok(Progress::Ended(reason)) => self.role.ended(reason),
-            Ok(Progress::ReadDisk { request, .. }) => {
+            Ok(progress @ (Progress::ReadDisk { .. } | Progress::AwaitDisk { .. })) => {
                 env.unexpected(format!(
-                    "backup: asked for {request:?} of a guest without a disk"
+                    "backup: asked for {progress:?} of a guest without a disk"
                 ));
             }
             Err(error) => {

@@ -48,6 +48,11 @@ pub trait OutputSink {
     /// Holds `output` until `sequence` is acknowledged. Called in the order of the entries, after
     /// [`OutputSink::has_room`] said yes.
     fn hold(&mut self, sequence: Sequence, output: Output);
+    /// Whether `output` will wait for the acknowledgement of its entry. What does not (a write to a disk
+    /// of this side's own) asks for none, and makes no haste to send its entry.
+    fn awaits(&self, _output: &Output) -> bool {
+        true
+    }
     /// Takes a read from a disk ([`super::vm::OutputKind::DiskRead`]), which is not held and has no
     /// entry. Called in the order in which the machine said it, between those that are held.
     fn pass(&mut self, output: Output);

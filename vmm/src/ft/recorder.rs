@@ -110,6 +110,8 @@ pub struct EntryCounts {
     pub disk: u64,
     /// The machine said something.
     pub outputs: u64,
+    /// Of these, how many wait for an acknowledgement.
+    pub awaited: u64,
     /// A digest.
     pub digests: u64,
 }
@@ -152,6 +154,7 @@ impl Recorder {
                 entropy: 0,
                 disk: 0,
                 outputs: 0,
+                awaited: 0,
                 digests: 0,
             },
         }
@@ -370,7 +373,7 @@ impl Recorder {
     }
 
     /// Writes an entry for each output that the machine has said, and hands the output to `sink`. The
-    /// last entry asks to be acknowledged at once. Returns its number, if there was any.
+    /// last entry of those that wait for it asks to be acknowledged at once. Returns its number, if there was any.
     ///
     /// # Errors
     /// The log or the gate is full.
@@ -399,10 +402,12 @@ impl Recorder {
                 break;
             };
             let number = self.said;
+            let awaited = sink.awaits(&output);
             // An acknowledgement is cumulative: one request serves all that were said here.
             // (A read has no entry; what is held behind it asks again.)
-            let more = self.take_output(vm) && !self.unlogged.as_ref().is_some_and(is_read);
-            let flags = if more {
+            let more = self.take_output(vm)
+                && (self.unlogged.as_ref()).is_some_and(|next| !is_read(next) && sink.awaits(next));
+            let flags = if more || !awaited {
                 Flags::NONE
             } else {
                 Flags::ACK_AT_ONCE
@@ -415,6 +420,7 @@ impl Recorder {
             };
             sink.hold(sequence, output);
             self.counts.outputs += 1;
+            self.counts.awaited += u64::from(awaited);
             written = Some(sequence);
         }
         Ok(written)

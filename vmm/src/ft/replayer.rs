@@ -10,16 +10,18 @@
 //!   not been answered it knows itself ([`Vm::disk_requests`]), and all of that is issued again.
 
 mod divergence;
+mod own;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
 
 pub use divergence::{Divergence, OutputField, ReplayError};
+pub use own::OwnDisk;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::disk::{DiskDone, DiskOp, DiskRequest, DiskStatus, RequestId};
+use super::disk::{DiskDone, DiskOp, DiskRequest, DiskSet, DiskStatus, RequestId};
 use super::gate::MAX_HELD_OUTPUTS;
 use super::log::{
     Body, DigestMark, DiskReadMark, EndReason, Entry, EntryError, LogRead, Mark, OutputMark,
@@ -27,6 +29,7 @@ use super::log::{
 };
 use super::shadow::ShadowRing;
 use super::vm::{Event, Output, OutputKind, Position, Stop, VirtualTime, Vm};
+use own::OwnDisks;
 
 /// What a [`Replayer::step`] achieved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +49,12 @@ pub enum Progress {
         /// Of what the primary read.
         digest: u64,
     },
+    /// The machine stands where a request to a disk of the side's own ended for the primary, and it has
+    /// not ended here: step on when [`Replayer::own_disk_ended`] was told so.
+    AwaitDisk {
+        /// The request's number.
+        id: RequestId,
+    },
     /// The log ended in order. There is nothing more to do.
     Ended(EndReason),
 }
@@ -60,7 +69,8 @@ struct Said {
 /// Replays one machine.
 #[derive(Debug)]
 pub struct Replayer {
-    /// Said, and not yet confirmed by a mark. All at the machine's present position.
+    /// Said, and not yet confirmed by a mark. All at the machine's present position. Reads from disks have no
+    /// mark; behind others they wait here for their turn, so none is ever in front.
     said: VecDeque<Said>,
     /// Confirmed by the mark in this entry, and not known to have been released.
     kept: VecDeque<(Sequence, Output)>,
@@ -75,6 +85,7 @@ pub struct Replayer {
     /// Of which request [`Replayer::fetched`] is what the shared disk holds.
     fetched_for: Option<RequestId>,
     fetched: Vec<u8>,
+    own: OwnDisks,
     ended: Option<EndReason>,
     failed: bool,
     drained: bool,
@@ -133,6 +144,7 @@ impl Replayer {
             clock: 0,
             fetched_for: None,
             fetched: Vec::new(),
+            own: OwnDisks::default(),
             ended: None,
             failed: false,
             drained: false,
@@ -144,6 +156,25 @@ impl Replayer {
     pub fn shadowed_by(mut self, shadow: ShadowRing) -> Self {
         self.shadow = shadow;
         self
+    }
+
+    /// Has disks of its own beside the primary's: after each step, [`Replayer::own_disk`] says what is to
+    /// be done to them.
+    #[must_use]
+    pub fn with_own_disks(mut self, disks: DiskSet) -> Self {
+        self.own = OwnDisks::new(disks);
+        self
+    }
+
+    /// What is to be done next to this side's own disks. To be asked until there is nothing, after each
+    /// step.
+    pub fn own_disk(&mut self) -> Option<OwnDisk> {
+        self.own.next_step()
+    }
+
+    /// A request that [`OwnDisk::Start`] asked for has ended here.
+    pub fn own_disk_ended(&mut self, id: RequestId, status: DiskStatus) {
+        self.own.ended(id, status);
     }
 
     /// Where the frames go that come by, and the time.
@@ -193,11 +224,19 @@ impl Replayer {
                 if clock < vm.clock() {
                     return Err(Divergence::clock(&entry, vm.clock()).into());
                 }
-                vm.apply(clock, event).map_err(ReplayError::Vm)?;
-                if let Event::Frame(frame) = event {
-                    self.shadow.log_has(frame);
+                if let Event::Disk(done) = event {
+                    if self.own.awaits(done.id) {
+                        return Ok(Progress::AwaitDisk { id: done.id });
+                    }
+                    self.compare_own_end(&done)?;
                 }
-                self.listen(vm);
+                vm.apply(clock, event).map_err(ReplayError::Vm)?;
+                match event {
+                    Event::Frame(frame) => self.shadow.log_has(frame),
+                    Event::Disk(done) => self.own.told(done.id),
+                    _ => {}
+                }
+                self.listen(vm)?;
             }
             Body::DiskRead(mark) => {
                 if entry.clock() < vm.clock() {
@@ -225,7 +264,8 @@ impl Replayer {
                 };
                 vm.apply(entry.clock(), Event::Disk(done))
                     .map_err(ReplayError::Vm)?;
-                self.listen(vm);
+                self.own.told(mark.id);
+                self.listen(vm)?;
             }
             Body::Mark(mark) => {
                 if entry.clock() != vm.clock() {
@@ -255,7 +295,7 @@ impl Replayer {
     ) -> Result<bool, ReplayError<V::Error>> {
         let target = entry.position();
         let pause = vm.position().saturating_add(budget.max(1)).min(target);
-        self.listen(vm);
+        self.listen(vm)?;
         loop {
             let here = vm.position();
             if here > target || (here == target && !vm.at_position()) {
@@ -281,7 +321,7 @@ impl Replayer {
                 return Ok(false);
             }
             let stop = vm.run(pause).map_err(ReplayError::Vm)?;
-            self.listen(vm);
+            self.listen(vm)?;
             let position = vm.position();
             if stop == Stop::Halted && position < target {
                 return Err(Divergence::Halted {
@@ -298,19 +338,43 @@ impl Replayer {
     }
 
     /// Takes what the machine has said at this position.
-    fn listen<V: Vm>(&mut self, vm: &mut V) {
+    fn listen<V: Vm>(&mut self, vm: &mut V) -> Result<(), ReplayError<V::Error>> {
         if vm.at_position() {
             while let Some(output) = vm.next_output() {
-                if output.kind == OutputKind::DiskRead {
-                    // No entry has it. The machine remembers.
-                    vm.recycle(output);
-                    continue;
-                }
                 self.said.push_back(Said {
                     position: vm.position(),
                     output,
                 });
             }
+        }
+        self.pass_reads(vm)
+    }
+
+    /// Takes the reads from disks that are in front of everything that waits for its mark: no entry has
+    /// them, and the machine remembers.
+    fn pass_reads<V: Vm>(&mut self, vm: &mut V) -> Result<(), ReplayError<V::Error>> {
+        while let Some(said) = self
+            .said
+            .pop_front_if(|said| said.output.kind == OutputKind::DiskRead)
+        {
+            self.own.confirmed(request_in(&said.output)?);
+            vm.recycle(said.output);
+        }
+        Ok(())
+    }
+
+    /// Whether this side's own disk did what the primary's did. Where only the primary's failed, either
+    /// content is what a disk may hold.
+    fn compare_own_end<E>(&self, done: &DiskDone<'_>) -> Result<(), ReplayError<E>> {
+        match self.own.status(done.id) {
+            Some(backup) if backup != done.status && done.status == DiskStatus::Done => {
+                Err(ReplayError::OwnDisk {
+                    id: done.id,
+                    primary: done.status,
+                    backup,
+                })
+            }
+            _ => Ok(()),
         }
     }
 
@@ -363,10 +427,12 @@ impl Replayer {
             }
         }
         if mark.kind == OutputKind::Disk {
+            self.own.confirmed(request_in(&said.output)?);
             vm.recycle(said.output);
         } else {
             self.kept.push_back((entry.sequence(), said.output));
         }
+        self.pass_reads(vm)?;
         self.confirmed = number;
         if mark.released >= entry.sequence() {
             let (found, entry) = (mark.released, entry.sequence());
@@ -463,10 +529,15 @@ impl Replayer {
             return Err(NotReady::Behind { released, replayed });
         }
         // What was said at the last position without a mark never left the primary either.
-        let said = self.confirmed + self.said.len() as u64;
         let unmarked = self.said.drain(..).map(|said| said.output);
+        let numbered: Vec<Output> = unmarked
+            .filter(|output| output.kind != OutputKind::DiskRead)
+            .collect();
+        let said = self.confirmed + numbered.len() as u64;
         // The machine remembers its disk requests itself.
-        let unmarked = unmarked.filter(|output| output.kind != OutputKind::Disk);
+        let unmarked = numbered
+            .into_iter()
+            .filter(|output| output.kind != OutputKind::Disk);
         let kept = self.kept.drain(..).map(|(_, output)| output);
         let resend = kept.chain(unmarked).collect();
         Ok(GoLive {
@@ -476,6 +547,11 @@ impl Replayer {
             replayed: self.replayed,
         })
     }
+}
+
+/// The request that the machine said as `output`.
+fn request_in<E>(output: &Output) -> Result<DiskRequest, ReplayError<E>> {
+    DiskRequest::read_from(&output.bytes).map_err(ReplayError::Request)
 }
 
 /// The read that `mark` says has ended.

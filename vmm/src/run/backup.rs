@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_logchan::protocol::Role;
+use lockstep_logchan::protocol::hello::Resync;
 use lockstep_logchan::protocol::receiver::Replayed;
 use lockstep_logchan::transport::ChannelError;
 use lockstep_logchan::transport::connect::Patience;
@@ -23,7 +24,7 @@ use serde::Serialize;
 use super::alone::{Alone, AloneEnd};
 use super::arbiter_desk::ArbiterDesk;
 use super::control::Control;
-use super::disk_desk;
+use super::disk_desk::{DiskDesk, Part};
 use super::idle::{self, Idle};
 use super::live::{Live, LiveParts};
 use super::log_source::LogSource;
@@ -32,6 +33,7 @@ use super::pair::{self, PairSpec};
 use super::priority;
 use super::pulse::Pulse;
 use super::receiver::Receiver;
+use super::resync::Meeting;
 use super::saved;
 use super::status::{Standing, Status};
 use super::{RunError, RunOptions, VmSpec};
@@ -40,11 +42,13 @@ use crate::ft::arbiter::ArbitrationSettings;
 use crate::ft::backup::{Backup, BackupAction, BackupHalt, BackupState};
 use crate::ft::detector::{DetectorSettings, Suspicion};
 use crate::ft::disk::DiskRequest;
+use crate::ft::gate::ReleaseLimit;
 use crate::ft::log::{EndReason, Sequence, Unlogged};
 use crate::ft::replayer::{Progress, Replayer};
 use crate::ft::shadow::ShadowRing;
 use crate::ft::times::FailoverTimes;
 use crate::ft::vm::{DigestScope, StateDigest, Vm};
+use crate::host::disk::CopyFile;
 use crate::host::port::MAX_FRAME;
 
 /// When a machine that goes live announces its address, milliseconds from go-live.
@@ -53,6 +57,9 @@ const ANNOUNCED_AFTER_MS: [u64; 6] = [0, 50, 200, 500, 1000, 3000];
 /// Longest sleep of a thread that waits for log entries: the network's frames and the operator's stop
 /// wait for it.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// The same while a request to one of the side's own disks is under way: the log waits for it.
+const DISK_LOOK_EVERY: Duration = Duration::from_micros(500);
 
 /// A backup looks at the network this often, nanoseconds: the port must hold what comes meanwhile.
 const WATCH_EVERY: u64 = 500_000;
@@ -143,7 +150,7 @@ impl<V: Vm> Following<V> {
     pub fn run(mut self) -> Result<BackupReport, RunError> {
         let mut suspicion = None;
         loop {
-            let mut progress = self.replay();
+            let mut progress = self.replay()?;
             let now = stamp::now();
             if now.saturating_sub(self.watched_at) >= WATCH_EVERY {
                 self.watch_network(now);
@@ -185,25 +192,28 @@ impl<V: Vm> Following<V> {
                 return Ok(self.report(BackupEnd::Stopped, None));
             }
             if !progress {
-                self.wait(now);
+                self.wait(now)?;
             }
         }
     }
 
     /// Replays what is there, for a while. Whether anything was.
-    fn replay(&mut self) -> bool {
+    fn replay(&mut self) -> Result<bool, RunError> {
         if !self.role.may_replay() {
-            return false;
+            return Ok(false);
         }
-        let mut any = false;
+        let mut any = self.follow_disks()?;
         for _ in 0..ENTRIES_PER_LOOK {
             match self.replayer.step(&mut self.vm, &mut self.log, self.budget) {
                 Ok(Progress::Idle) => {
-                    if matches!(self.role.state(), BackupState::Draining(_)) {
+                    // What was begun on the side's own disks is to have ended before it is done again.
+                    let draining = matches!(self.role.state(), BackupState::Draining(_));
+                    if draining && self.own_disks_rest() {
                         self.role.drained(stamp::now(), self.replayer.replayed());
                     }
                     break;
                 }
+                Ok(Progress::AwaitDisk { .. }) => break,
                 Ok(Progress::Running) => {
                     any = true;
                     break;
@@ -225,6 +235,7 @@ impl<V: Vm> Following<V> {
                     break;
                 }
             }
+            any |= self.follow_disks()?;
         }
         if any {
             let replayed = Replayed {
@@ -245,7 +256,39 @@ impl<V: Vm> Following<V> {
                 .replayed_sequence
                 .set(replayed.sequence.0);
         }
-        any
+        Ok(any)
+    }
+
+    /// Goes on with what the side does to its own disks. Whether anything was begun or has ended.
+    fn follow_disks(&mut self) -> Result<bool, RunError> {
+        let Some(disks) = &mut self.live.disks else {
+            return Ok(false);
+        };
+        if disks.own().is_empty() {
+            return Ok(false);
+        }
+        let mut any = false;
+        while let Some((id, status)) = disks.followed() {
+            self.replayer.own_disk_ended(id, status);
+            any = true;
+        }
+        while let Some(step) = self.replayer.own_disk() {
+            disks.follow(step);
+        }
+        let over = matches!(self.role.state(), BackupState::Draining(_)) && self.replayer.drained();
+        if over {
+            // What is not begun yet is the live machine's.
+            disks.go_on()?;
+        } else {
+            any |= disks.start(ReleaseLimit::Everything, Sequence::NONE, u64::MAX)?;
+        }
+        Ok(any)
+    }
+
+    /// Whether nothing is under way on the side's own disks.
+    fn own_disks_rest(&self) -> bool {
+        let disks = self.live.disks.as_ref();
+        disks.is_none_or(|disks| disks.running() == 0)
     }
 
     /// Reads from the shared disk what the log does not bring (`--backup-reads`).
@@ -306,7 +349,7 @@ impl<V: Vm> Following<V> {
         }
     }
 
-    fn wait(&mut self, now: u64) {
+    fn wait(&mut self, now: u64) -> Result<(), RunError> {
         let until = self
             .role
             .deadline()
@@ -316,11 +359,17 @@ impl<V: Vm> Following<V> {
             // Whoever commits to the log, or checks it, wakes this thread, and so does the receiver
             // when the channel ends. Once it has, the role's own times are all there is to wait for.
             let left = Duration::from_nanos(until.saturating_sub(now)).min(LOOK_EVERY);
+            if let Some(disks) = &mut self.live.disks
+                && disks.running() > 0
+            {
+                // What is there to be replayed waits for them, or soon will.
+                return disks.await_progress(left.min(DISK_LOOK_EVERY));
+            }
             let ended = self.receiver.has_ended();
             self.log.wait(&self.replay_wait, left, || {
                 !ended && self.receiver.has_ended()
             });
-            return;
+            return Ok(());
         }
         let doorbell = self.control.doorbell();
         idle::sleep(
@@ -329,6 +378,7 @@ impl<V: Vm> Following<V> {
         );
         // After the sleep and before the next look, so that no ring is lost.
         doorbell.clear();
+        Ok(())
     }
 
     fn go_live(mut self, suspicion: Option<Suspicion>) -> Result<BackupReport, RunError> {
@@ -459,13 +509,33 @@ pub fn backup(vm: &VmSpec, pair: &PairSpec, options: RunOptions) -> Result<Backu
     if let pin::Placement::Refused { why, .. } = pin::place(settings.cpu.vcpu_core) {
         tracing::warn!(%why, "the replaying thread is not pinned");
     }
-    disk_desk::refuse_own(&options.disks)?;
-    let parts = LiveParts::of(options, &vm.machine, &machine)?;
+    let sharing = pair::sharing(&options.disks);
+    let overwrite = options.overwrite_disks;
+    let mut parts = LiveParts::of(options, &vm.machine, &machine, Part::Backup)?;
+    // Before anybody waits for it: a disk without a record is read until something is found on it.
+    let states = parts.own_disks().iter_mut().map(CopyFile::state);
+    let states = states.collect::<Result<Vec<_>, _>>()?;
     status.engine(vm.machine.engine);
     status.stand(Standing::Waiting);
-    let hello = pair::hello(vm, Role::Backup, None, settings.channel.ring_bytes);
+    let hello = pair::hello(
+        vm,
+        Role::Backup,
+        None,
+        settings.channel.ring_bytes,
+        &sharing,
+    );
     let connection = pair::reach_primary(&pair.address, &hello, &Patience::default())?;
     let generation = connection.agreed.generation;
+    let meeting = Meeting {
+        greeting: Resync {
+            vm: vm.name.clone(),
+            generation,
+        },
+        copies: parts.own_disks(),
+        control: &control,
+        status: &status,
+    };
+    meeting.follow(&pair.address, states, overwrite)?;
     let (channel, reader, shared) = pair::backup_channel(connection, &pair.address, &settings)?;
     let receiver = Receiver::start(
         channel,
@@ -488,6 +558,7 @@ pub fn backup(vm: &VmSpec, pair: &PairSpec, options: RunOptions) -> Result<Backu
         Some(path) => Some(saved::create(path, &hello)?),
         None => None,
     };
+    let own = parts.disks.as_ref().map(DiskDesk::own).unwrap_or_default();
     status.pair(generation, settings.channel.transport);
     status.stand(Standing::Backup);
     let now = stamp::now();
@@ -500,11 +571,13 @@ pub fn backup(vm: &VmSpec, pair: &PairSpec, options: RunOptions) -> Result<Backu
     );
     Following {
         vm: machine,
-        replayer: Replayer::new(Sequence::NONE, 0).shadowed_by(ShadowRing::new(
-            vm.machine.mac,
-            settings.failure.shadow_frames as usize,
-            now,
-        )),
+        replayer: Replayer::new(Sequence::NONE, 0)
+            .shadowed_by(ShadowRing::new(
+                vm.machine.mac,
+                settings.failure.shadow_frames as usize,
+                now,
+            ))
+            .with_own_disks(own),
         log: LogSource::new(reader, shared, save),
         receiver,
         role,

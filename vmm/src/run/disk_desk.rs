@@ -10,11 +10,15 @@ use lockstep_perf::disk_stages::{DiskHistograms, DiskStamps};
 use lockstep_perf::stamp;
 
 use super::RunError;
-use crate::ft::disk::{DiskOp, DiskRequest, DiskStatus, RequestWireError, Schedule};
+use crate::ft::disk::copy::Standing;
+use crate::ft::disk::{
+    DiskOp, DiskRequest, DiskSet, DiskStatus, RequestId, RequestWireError, Schedule,
+};
 use crate::ft::gate::{OutputGate, OutputSink, ReleaseLimit};
 use crate::ft::log::Sequence;
+use crate::ft::replayer::OwnDisk;
 use crate::ft::vm::{Output, OutputKind};
-use crate::host::disk::{DiskError, DiskFile, DiskOptions, Disks, Sharing};
+use crate::host::disk::{CopyFile, DiskError, DiskFile, DiskOptions, Disks, Sharing, check_shared};
 use crate::machine::MachineConfig;
 use crate::machine::bounce::BounceRegion;
 use crate::settings::DiskSettings;
@@ -26,6 +30,19 @@ pub struct DiskBacking {
     pub path: PathBuf,
     /// Whose it is.
     pub sharing: Sharing,
+    /// Where the copy record of an own disk is; beside the disk if not named.
+    pub records: Option<PathBuf>,
+}
+
+/// What the machine is to its disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// A primary that will make its backup's copies equal to its own.
+    Primary,
+    /// A backup whose copies will be made equal.
+    Backup,
+    /// It runs without another side.
+    Alone,
 }
 
 /// A machine's disks and what is to back them do not go together.
@@ -39,26 +56,12 @@ pub enum BackingError {
         /// As named.
         files: usize,
     },
-    /// What is not there yet.
-    #[error(
-        "disk {}: own: a pair whose sides have a disk each is not built yet; name a file or device that both \
-         hosts reach (shared:)",
-        path.display()
-    )]
-    Own {
+    /// A disk that is never written has no copies that could differ.
+    #[error("disk {}: own, and read-only: what is never written can be shared", path.display())]
+    ReadOnlyOwn {
         /// The file.
         path: PathBuf,
     },
-}
-
-/// For the two sides of a pair.
-pub(super) fn refuse_own(files: &[DiskBacking]) -> Result<(), BackingError> {
-    match files.iter().find(|file| file.sharing == Sharing::Own) {
-        Some(file) => Err(BackingError::Own {
-            path: file.path.clone(),
-        }),
-        None => Ok(()),
-    }
 }
 
 /// A request whose I/O has ended, and which the guest does not know of yet.
@@ -74,6 +77,14 @@ pub(super) struct Ended {
 pub(super) struct DiskDesk {
     disks: Disks,
     schedule: Schedule,
+    /// Those that the other side has a copy of, instead of reaching them.
+    own: DiskSet,
+    /// Of the own ones, in their order.
+    copies: Vec<CopyFile>,
+    /// By a disk's number, its place in `copies`.
+    places: Vec<Option<usize>>,
+    /// The side has no other any more, and has not yet changed its disks since.
+    newly_alone: bool,
     /// Read data is not put in the log: the backup reads the shared disk itself.
     pub backup_reads: bool,
     settle_ns: u64,
@@ -93,6 +104,7 @@ impl DiskDesk {
         files: &[DiskBacking],
         region: Option<&BounceRegion>,
         settings: &DiskSettings,
+        part: Part,
         from: u64,
     ) -> Result<Option<Self>, RunError> {
         let (disks, found) = (machine.disks.len(), files.len());
@@ -106,6 +118,30 @@ impl DiskDesk {
         let Some(region) = region else {
             return Ok(None);
         };
+        let (mut own, mut copies, mut places) = (DiskSet::NONE, Vec::new(), Vec::new());
+        for (number, (spec, backing)) in (0..).zip(machine.disks.iter().zip(files)) {
+            let records = backing.records.as_deref();
+            if backing.sharing == Sharing::Shared {
+                if !spec.read_only {
+                    check_shared(&backing.path, records)?;
+                }
+                places.push(None);
+                continue;
+            }
+            if spec.read_only {
+                return Err(BackingError::ReadOnlyOwn {
+                    path: backing.path.clone(),
+                }
+                .into());
+            }
+            let copy = CopyFile::open(&backing.path, spec.bytes, records)?;
+            if part != Part::Backup {
+                copy.check_whole()?;
+            }
+            own = own.with(number);
+            places.push(Some(copies.len()));
+            copies.push(copy);
+        }
         let files: Vec<DiskFile> = machine
             .disks
             .iter()
@@ -121,6 +157,10 @@ impl DiskDesk {
         Ok(Some(Self {
             disks: Disks::open(&files, region.clone(), &options)?,
             schedule: Schedule::new(),
+            own,
+            copies,
+            places,
+            newly_alone: part == Part::Alone,
             backup_reads: settings.backup_reads,
             settle_ns: u64::from(settings.settle_ms) * 1_000_000,
             retry_ns: u64::try_from(options.read_retry.as_nanos()).unwrap_or(u64::MAX),
@@ -131,16 +171,85 @@ impl DiskDesk {
         }))
     }
 
+    /// Those that are this side's own.
+    pub const fn own(&self) -> DiskSet {
+        self.own
+    }
+
+    /// The own ones' copies, in their order, to be made equal.
+    pub fn copies(&mut self) -> &mut [CopyFile] {
+        &mut self.copies
+    }
+
+    /// The side goes on without the other. That is written down before it first changes a disk of its own.
+    pub const fn goes_alone(&mut self) {
+        self.newly_alone = true;
+    }
+
+    /// Writes down what `request`, which has not started yet, will change. What the caller starts in one go needs
+    /// one [`DiskDesk::commit`], which is to come before anything starts, if this says so.
+    fn mark(&mut self, request: &DiskRequest) -> Result<bool, RunError> {
+        if !request.op.changes() {
+            return Ok(false);
+        }
+        let place = self.places.get(usize::from(request.disk));
+        let Some(place) = place.copied().flatten() else {
+            return Ok(false);
+        };
+        if std::mem::take(&mut self.newly_alone) {
+            for copy in &mut self.copies {
+                copy.stand(Standing::Alone)?;
+            }
+        }
+        Ok(self.copies[place].mark(request.offset, request.length))
+    }
+
+    fn commit(&mut self) -> Result<(), RunError> {
+        for copy in &mut self.copies {
+            copy.commit()?;
+        }
+        Ok(())
+    }
+
     fn add(&mut self, output: &Output, held_by: Option<Sequence>, now: u64) {
         match DiskRequest::read_from(&output.bytes) {
-            Ok(request) => self.schedule.add(request, held_by, now),
+            // The world does not see what is done to this side's own disk, and the other side has its own.
+            Ok(request) => {
+                let held_by = held_by.filter(|_| !self.own.contains(request.disk));
+                self.schedule.add(request, held_by, now);
+            }
             Err(error) => self.damaged = Some(error),
         }
     }
 
-    /// This machine has gone live: what it has asked for and has no end of is issued again.
+    /// Whether the output rule holds the disk request that `output` is.
+    fn holds(&self, output: &Output) -> bool {
+        DiskRequest::read_from(&output.bytes).is_ok_and(|request| !self.own.contains(request.disk))
+    }
+
+    /// This machine has gone live: what it has asked for and has no end of is issued again. What it did to
+    /// its own disks as a backup has ended.
     pub fn reissue(&mut self, requests: Vec<DiskRequest>, now: u64) {
-        self.schedule.reissue(requests, now, self.settle_ns);
+        self.schedule = Schedule::new();
+        self.schedule
+            .reissue(requests, &self.own, now, self.settle_ns);
+    }
+
+    /// A backup does to its own disk what the primary does to its.
+    pub fn follow(&mut self, step: OwnDisk) {
+        match step {
+            OwnDisk::Start(request) => self.schedule.add(request, None, stamp::now()),
+            OwnDisk::Reads(request) => self.schedule.add_elsewhere(request),
+            OwnDisk::HasRead(id) => drop(self.schedule.done(id)),
+        }
+    }
+
+    /// The next request of [`DiskDesk::follow`] that has ended, and how.
+    pub fn followed(&mut self) -> Option<(RequestId, DiskStatus)> {
+        let ended = self.ended()?;
+        self.ended = None;
+        self.schedule.done(ended.request.id);
+        Some((ended.request.id, ended.status))
     }
 
     /// Starts what may start. `until` is the time until which the caller's right to write holds: a
@@ -156,16 +265,30 @@ impl DiskDesk {
             return Err(RunError::Record(error.to_string()));
         }
         let now = stamp::now();
-        let mut any = false;
+        let (mut any, mut newly_marked) = (false, false);
         while let Some(request) = self.schedule.next(limit, replayed, now) {
+            newly_marked |= self.mark(&request)?;
             self.disks.submit(&request);
             any = true;
+        }
+        if newly_marked {
+            // Nothing of it has started: that is `flush`.
+            self.commit()?;
         }
         if self.disks.waiting() > 0 && limit != ReleaseLimit::Nothing {
             self.disks.flush(until)?;
         }
         self.disks.watch(now);
         Ok(any)
+    }
+
+    /// Goes on with what has been started, and starts nothing.
+    pub fn go_on(&mut self) -> Result<(), RunError> {
+        if self.disks.waiting() > 0 {
+            self.disks.flush(u64::MAX)?;
+        }
+        self.disks.watch(stamp::now());
+        Ok(())
     }
 
     /// The next request whose I/O has ended; the same one until [`DiskDesk::told`].
@@ -295,6 +418,11 @@ impl OutputSink for Outlets<'_> {
         }
     }
 
+    fn awaits(&self, output: &Output) -> bool {
+        let disks = self.disks.as_ref();
+        output.kind != OutputKind::Disk || disks.is_some_and(|disks| disks.holds(output))
+    }
+
     fn pass(&mut self, output: Output) {
         self.give_to_disk(output, None);
     }
@@ -347,6 +475,7 @@ mod tests {
         let backing = DiskBacking {
             path: file.path().to_owned(),
             sharing: Sharing::Shared,
+            records: None,
         };
         let settings = DiskSettings {
             queue_depth: 1,
@@ -354,9 +483,16 @@ mod tests {
         };
         let region = BounceRegion::new(BLOCK).expect("memory");
         region.write(0, &[0x5a; BLOCK as usize]);
-        DiskDesk::open(&machine, &[backing], Some(&region), &settings, 0)
-            .expect("opened")
-            .expect("a disk")
+        DiskDesk::open(
+            &machine,
+            &[backing],
+            Some(&region),
+            &settings,
+            Part::Primary,
+            0,
+        )
+        .expect("opened")
+        .expect("a disk")
     }
 
     fn frame() -> Output {

@@ -51,7 +51,7 @@ impl Door {
                         counters.channel.strangers_refused.increment();
                         tracing::warn!(%peer, %error, "refused");
                     }
-                    Ok(Some(Incoming::Paired(_)) | None) => {}
+                    Ok(Some(Incoming::Paired(_) | Incoming::Resync(_)) | None) => {}
                     Err(error) => {
                         tracing::error!(%error, "nobody is let in any more");
                         break;

@@ -14,7 +14,7 @@ use lockstep_perf::stages::{OutputStamps, StageHistograms};
 use lockstep_perf::stamp;
 
 use super::control::Control;
-use super::disk_desk::{DiskDesk, Outlets};
+use super::disk_desk::{DiskDesk, Outlets, Part};
 use super::stage_report::StageReport;
 use super::world::World;
 use super::{RunError, RunOptions};
@@ -22,6 +22,7 @@ use crate::ft::gate::{MAX_HELD_OUTPUTS, OutputGate, ReleaseLimit};
 use crate::ft::log::{EndReason, LogDraft, LogWrite, Sequence};
 use crate::ft::recorder::{RecordError, Recorder, RecorderSettings};
 use crate::ft::vm::{ENTROPY_LIMIT, Event, Output, OutputKind, Stop, Vm};
+use crate::host::disk::CopyFile;
 use crate::host::port::MAX_FRAME;
 use crate::machine::MachineConfig;
 
@@ -73,6 +74,7 @@ impl LiveParts {
         options: RunOptions,
         machine: &MachineConfig,
         vm: &V,
+        part: Part,
     ) -> Result<Self, RunError> {
         let warm_up = u64::try_from(options.warm_up.as_nanos()).unwrap_or(u64::MAX);
         let disks = DiskDesk::open(
@@ -80,6 +82,7 @@ impl LiveParts {
             &options.disks,
             vm.bounce(),
             &options.settings.disk,
+            part,
             stamp::now().saturating_add(warm_up),
         )?;
         Ok(Self {
@@ -91,6 +94,13 @@ impl LiveParts {
             slice: u64::from(options.settings.cpu.slice_instructions.max(1)),
             warm_up,
         })
+    }
+}
+
+impl LiveParts {
+    /// The disks of the side's own, in their order, as copies of the other's.
+    pub fn own_disks(&mut self) -> &mut [CopyFile] {
+        self.disks.as_mut().map_or(&mut [], DiskDesk::copies)
     }
 }
 
@@ -311,9 +321,17 @@ impl<V: Vm> Live<V> {
         let requests = self.vm.disk_requests();
         let count = requests.len();
         if let Some(disks) = &mut self.disks {
+            disks.goes_alone();
             disks.reissue(requests, now);
         }
         count
+    }
+
+    /// This machine goes on without the other side.
+    pub fn goes_alone(&mut self) {
+        if let Some(disks) = &mut self.disks {
+            disks.goes_alone();
+        }
     }
 
     /// Whether no disk request is under way.

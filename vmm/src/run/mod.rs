@@ -24,6 +24,7 @@ mod primary;
 mod priority;
 mod pulse;
 mod receiver;
+mod resync;
 mod saved;
 mod snapshot;
 mod stage_report;
@@ -38,6 +39,7 @@ pub use disk_desk::{BackingError, DiskBacking};
 pub use doorbell::Doorbell;
 pub use pair::PairSpec;
 pub use primary::{PrimaryEnd, PrimaryReport, primary};
+pub use resync::{ResyncError, ResyncProgress};
 pub use saved::{ReplayReport, replay};
 pub use snapshot::{SnapshotReport, snapshot};
 pub use status::{Standing, Status, StatusReport};
@@ -51,7 +53,7 @@ use std::time::Duration;
 
 use crate::ft::recorder::RecordError;
 use crate::host::arbiter_file::ArbiterError;
-use crate::host::disk::DiskError;
+use crate::host::disk::{CopyError, DiskError};
 use crate::host::snapshot_file::{Origin, SnapshotError, SnapshotFile};
 use crate::machine::{Machine, MachineConfig};
 use crate::settings::Settings;
@@ -79,6 +81,8 @@ pub struct RunOptions {
     pub world: World,
     /// What backs its disks here, in their order.
     pub disks: Vec<DiskBacking>,
+    /// A backup may overwrite what its own disks hold, though it may not be a copy of the primary's.
+    pub overwrite_disks: bool,
     /// The operator's handle.
     pub control: Control,
     /// Where it says how it is.
@@ -113,6 +117,12 @@ pub enum RunError {
     /// The arbiter cannot be asked in this side's name.
     #[error(transparent)]
     Arbiter(#[from] ArbiterError),
+    /// The copies of the disks could not be made equal.
+    #[error("making the disks of both sides equal: {0}")]
+    Resync(#[from] ResyncError),
+    /// The copy of a disk of the side's own, or its record.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
     /// Setting up the channel failed.
     #[error("setting up the channel: {0}")]
     Channel(#[source] Box<dyn Error + Send + Sync>),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_logchan::entry::Sequence;
-use lockstep_logchan::protocol::hello::{Hello, Lifeline};
+use lockstep_logchan::protocol::hello::{Hello, Lifeline, Resync};
 use lockstep_logchan::protocol::receiver::AckPolicy;
 use lockstep_logchan::protocol::{Role, VmId};
 use lockstep_logchan::reader::EntryReader;
@@ -27,15 +27,22 @@ use lockstep_perf::counters::Counters;
 use lockstep_ringbuf::{Ring, RingOptions, WaitPolicy};
 
 use super::control::Control;
+use super::disk_desk::DiskBacking;
 use super::priority;
 use super::pulse::{Pairing, Pulse};
+use super::resync::{Meeting, ResyncError};
+use super::status::{Standing, Status};
 use super::{RunError, VmSpec};
 use crate::ft::arbiter::{Claim, Party};
 use crate::host::arbiter_file::ArbiterFile;
+use crate::host::disk::{CopyFile, Sharing};
 use crate::settings::{Flush, Settings, ShmAck, TransportKind, Wait};
 
 /// A connection at the primary's door has this long to say who it is.
 pub(super) const HELLO_LIMIT: Duration = Duration::from_secs(2);
+
+/// What a hello calls whose each disk is.
+pub(super) const DISK_SHARING: &str = "disk-sharing";
 
 /// How often a waiting primary looks whether it was asked to stop.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -70,7 +77,13 @@ pub(super) fn wait_policy(wait: Wait, spin_us: u32) -> WaitPolicy {
 }
 
 /// What this side says of itself. Everything in which the two must agree is in `configuration`.
-pub(super) fn hello(vm: &VmSpec, role: Role, generation: Option<u64>, ring_bytes: u64) -> Hello {
+pub(super) fn hello(
+    vm: &VmSpec,
+    role: Role,
+    generation: Option<u64>,
+    ring_bytes: u64,
+    sharing: &[Sharing],
+) -> Hello {
     let mut configuration = BTreeMap::new();
     let value = serde_json::to_value(&vm.machine).unwrap_or_default();
     if let serde_json::Value::Object(fields) = value {
@@ -84,6 +97,8 @@ pub(super) fn hello(vm: &VmSpec, role: Role, generation: Option<u64>, ring_bytes
     let snapshot = snapshot.map(|snapshot| format!("{:032x}", snapshot.digest()));
     configuration.insert("snapshot-xxh3".into(), snapshot.into());
     configuration.insert("cpu-model".into(), origin.cpu_model.into());
+    let sharing = serde_json::to_value(sharing).unwrap_or_default();
+    configuration.insert(DISK_SHARING.into(), sharing);
     Hello {
         role,
         vm: vm.name.clone(),
@@ -92,6 +107,11 @@ pub(super) fn hello(vm: &VmSpec, role: Role, generation: Option<u64>, ring_bytes
         starts_behind: Sequence::NONE,
         configuration,
     }
+}
+
+/// Whose each disk is, in their order.
+pub(super) fn sharing(disks: &[DiskBacking]) -> Vec<Sharing> {
+    disks.iter().map(|disk| disk.sharing).collect()
 }
 
 fn channel_error(error: impl std::error::Error + Send + Sync + 'static) -> RunError {
@@ -115,7 +135,44 @@ pub(super) fn await_backup(
                 counters.channel.strangers_refused.increment();
                 tracing::warn!(%peer, %error, "refused");
             }
-            Some(Incoming::Lifeline(_)) | None => {}
+            Some(Incoming::Lifeline(_) | Incoming::Resync(_)) | None => {}
+        }
+    }
+    Ok(None)
+}
+
+/// Waits at the door until a backup has come whose own disks are equal to `copies`; `None` if the operator asked to
+/// stop first.
+pub(super) fn meet_backup(
+    listener: &mut Listener,
+    hello: &Hello,
+    copies: &mut [CopyFile],
+    control: &Control,
+    status: &Status,
+) -> Result<Option<Connection>, RunError> {
+    let counters = &status.counters;
+    while let Some(connection) = await_backup(listener, hello, control, counters)? {
+        let meeting = Meeting {
+            greeting: Resync {
+                vm: hello.vm.clone(),
+                generation: connection.agreed.generation,
+            },
+            copies: &mut *copies,
+            control,
+            status,
+        };
+        match meeting.lead(listener) {
+            Ok(()) => return Ok(Some(connection)),
+            Err(ResyncError::Stopped) => break,
+            Err(error) if error.is_ours() => return Err(error.into()),
+            Err(error) => {
+                counters.channel.strangers_refused.increment();
+                tracing::error!(
+                    %error,
+                    "the backup's disks were not made equal to ours: waiting for one to come again"
+                );
+                status.stand(Standing::Waiting);
+            }
         }
     }
     Ok(None)

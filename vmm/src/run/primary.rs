@@ -22,7 +22,7 @@ use rustix::event::{PollFd, PollFlags};
 use super::alone::{Alone, AloneEnd};
 use super::arbiter_desk::ArbiterDesk;
 use super::control::Control;
-use super::disk_desk;
+use super::disk_desk::Part;
 use super::door::Door;
 use super::idle::{self, Idle};
 use super::live::{Live, LiveParts, Turn};
@@ -84,7 +84,7 @@ pub(super) struct Protected<V: Vm> {
     pub heard: u64,
     /// When the last acknowledgement was seen.
     pub acked_at: u64,
-    /// Outputs that had their entries when the log was last handed to the channel.
+    /// Outputs that waited, or had waited, when the log was last handed to the channel.
     pub flushed_outputs: u64,
     /// When that was.
     pub flushed_at: u64,
@@ -207,8 +207,9 @@ impl<V: Vm> Protected<V> {
         Ok(())
     }
 
-    fn go_alone(self, suspicion: Option<Suspicion>) -> Result<PrimaryReport, RunError> {
+    fn go_alone(mut self, suspicion: Option<Suspicion>) -> Result<PrimaryReport, RunError> {
         let mut role = self.role;
+        self.live.goes_alone();
         let log = Unlogged::after(self.log.last_sequence());
         // The log is over: nobody reads it.
         drop(self.log);
@@ -284,7 +285,7 @@ impl<V: Vm> Protected<V> {
         };
         // Entries that nothing waits for go with the next that an output does: a send costs the guest
         // tens of microseconds, and a request would cost two.
-        let outputs = self.live.recorder.counts().outputs;
+        let outputs = self.live.recorder.counts().awaited;
         let waiting = outputs != self.flushed_outputs || turn != Turn::Progress;
         if waiting || now.saturating_sub(self.flushed_at) > FLUSH_EVERY_NS {
             channel
@@ -448,8 +449,12 @@ pub fn primary(
     if let pin::Placement::Refused { why, .. } = pin::place(settings.cpu.vcpu_core) {
         tracing::warn!(%why, "the vCPU thread is not pinned");
     }
-    disk_desk::refuse_own(&options.disks)?;
-    let parts = LiveParts::of(options, &vm.machine, &machine)?;
+    let sharing = pair::sharing(&options.disks);
+    let mut parts = LiveParts::of(options, &vm.machine, &machine, Part::Primary)?;
+    // Nothing that came before is to be lost with this host's memory once the copies are equal.
+    for copy in parts.own_disks() {
+        copy.sync()?;
+    }
     status.engine(vm.machine.engine);
     status.stand(Standing::Waiting);
     let hello = pair::hello(
@@ -457,10 +462,12 @@ pub fn primary(
         Role::Primary,
         Some(pair.generation),
         settings.channel.ring_bytes,
+        &sharing,
     );
     let mut listener = Listener::bind(&pair.address, pair::HELLO_LIMIT)
         .map_err(|error| RunError::Channel(Box::new(error)))?;
-    let connection = pair::await_backup(&mut listener, &hello, &control, &counters)?;
+    let copies = parts.own_disks();
+    let connection = pair::meet_backup(&mut listener, &hello, copies, &control, &status)?;
     let Some(connection) = connection else {
         return Ok(PrimaryReport {
             end: PrimaryEnd::Stopped,

@@ -54,7 +54,11 @@ pub fn replay(vm: &VmSpec, path: &Path) -> Result<ReplayReport, RunError> {
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| RunError::Replay(error);
     let file = LogFile::open(path).map_err(|error| failed(Box::new(error)))?;
     // The file's hello is a backup's; the one it is compared with plays the primary.
-    let ours = pair::hello(vm, Role::Primary, None, file.hello().ring_bytes);
+    let mut ours = pair::hello(vm, Role::Primary, None, file.hello().ring_bytes, &[]);
+    // Whose the disks were changes nothing for a machine whose disks are done without.
+    let sharing = file.hello().configuration.get(pair::DISK_SHARING);
+    ours.configuration
+        .insert(pair::DISK_SHARING.into(), sharing.cloned().into());
     ours.compare(file.hello())
         .map_err(|error| failed(Box::new(error)))?;
     let mut machine = vm.build()?;
@@ -62,7 +66,8 @@ pub fn replay(vm: &VmSpec, path: &Path) -> Result<ReplayReport, RunError> {
     let mut replayer = Replayer::new(Sequence::NONE, 0);
     let end = loop {
         match replayer.step(&mut machine, &mut log, u64::MAX) {
-            Ok(Progress::Replayed(_) | Progress::Running) => {}
+            // A replayer that has no disks awaits none.
+            Ok(Progress::Replayed(_) | Progress::Running | Progress::AwaitDisk { .. }) => {}
             Ok(Progress::Ended(EndReason::PoweredOff)) => break Some("powered-off".to_owned()),
             Ok(Progress::Ended(EndReason::Stopped)) => break Some("stopped".to_owned()),
             Ok(Progress::Idle) => break None,

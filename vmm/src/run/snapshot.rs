@@ -8,6 +8,7 @@ use lockstep_perf::stamp;
 
 use super::alone::{Alone, AloneEnd};
 use super::control::Control;
+use super::disk_desk::Part;
 use super::idle::Idle;
 use super::live::{Live, LiveParts};
 use super::metronome::Metronome;
@@ -111,7 +112,7 @@ pub fn snapshot(
         seen = Some(console.seen());
         Box::new(console)
     });
-    let parts = LiveParts::of(options, &vm.machine, &machine)?;
+    let parts = LiveParts::of(options, &vm.machine, &machine, Part::Alone)?;
     let live = Live::new(machine, parts, stamp::now(), 0);
     let mut alone = Alone {
         live,

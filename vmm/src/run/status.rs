@@ -8,6 +8,7 @@ use lockstep_perf::counters::{Counters, Snapshot};
 use serde::Serialize;
 
 use super::backup::Failover;
+use super::resync::ResyncProgress;
 use crate::machine::engine::EngineKind;
 use crate::settings::TransportKind;
 
@@ -32,10 +33,12 @@ pub enum Standing {
     Halted = 6,
     /// Over.
     Ended = 7,
+    /// The copies of the disks are being made equal; the machine starts then.
+    Resyncing = 8,
 }
 
 impl Standing {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Waiting,
         Self::Unprotected,
         Self::Primary,
@@ -44,6 +47,7 @@ impl Standing {
         Self::Alone,
         Self::Halted,
         Self::Ended,
+        Self::Resyncing,
     ];
 }
 
@@ -55,6 +59,7 @@ pub struct Status {
     engine: Mutex<Option<EngineKind>>,
     transport: Mutex<Option<TransportKind>>,
     failover: Mutex<Option<Failover>>,
+    resync: Mutex<Option<ResyncProgress>>,
     /// The machine's counters.
     pub counters: Arc<Counters>,
 }
@@ -72,6 +77,8 @@ pub struct StatusReport {
     pub transport: Option<TransportKind>,
     /// How the last failover went, if there was one.
     pub failover: Option<Failover>,
+    /// How far the copies of the disks are equal, or what it took, if each side has its own.
+    pub resync: Option<ResyncProgress>,
     /// Everything that is counted.
     pub counters: Snapshot,
 }
@@ -93,6 +100,10 @@ impl Status {
         *lock(&self.engine) = Some(engine);
     }
 
+    pub(super) fn resync(&self, progress: ResyncProgress) {
+        *lock(&self.resync) = Some(progress);
+    }
+
     pub(super) fn failover(&self, failover: Failover) {
         *lock(&self.failover) = Some(failover);
     }
@@ -111,6 +122,7 @@ impl Status {
             engine: *lock(&self.engine),
             transport: *lock(&self.transport),
             failover: lock(&self.failover).clone(),
+            resync: *lock(&self.resync),
             counters: self.counters.snapshot(),
         }
     }

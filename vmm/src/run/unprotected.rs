@@ -7,6 +7,7 @@ use lockstep_perf::stages::StageHistograms;
 use lockstep_perf::{pin, stamp};
 
 use super::alone::{Alone, AloneEnd};
+use super::disk_desk::Part;
 use super::idle::Idle;
 use super::live::{Live, LiveParts};
 use super::metronome::Metronome;
@@ -40,7 +41,7 @@ pub fn unprotected(vm: &VmSpec, options: RunOptions) -> Result<UnprotectedReport
     }
     options.status.engine(vm.machine.engine);
     options.status.stand(Standing::Unprotected);
-    let parts = LiveParts::of(options, &vm.machine, &machine)?;
+    let parts = LiveParts::of(options, &vm.machine, &machine, Part::Alone)?;
     let live = Live::new(machine, parts, stamp::now(), 0);
     let mut alone = Alone {
         live,

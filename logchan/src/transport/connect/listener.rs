@@ -35,6 +35,13 @@ pub enum Offer<'a> {
         /// Whether there is no lifeline yet.
         lifeline: bool,
     },
+    /// Nothing but to the backup that is there, whose disks are to be made equal.
+    Resync {
+        /// Name of the VM.
+        vm: &'a str,
+        /// Generation of the pairing.
+        generation: u64,
+    },
 }
 
 /// What came to the door.
@@ -45,6 +52,8 @@ pub enum Incoming {
     /// The second connection of the backup that is there, which was told that it is held. To be kept
     /// for as long as the process is one half of the pair.
     Lifeline(OwnedFd),
+    /// The connection for the backup's disks, which was told that we are ready.
+    Resync(OwnedFd),
     /// Somebody else, dropped.
     Refused {
         /// Its address, as far as it has one.
@@ -251,6 +260,7 @@ impl Pending {
                 theirs: *theirs,
             }),
             Ok(Answered::Held) => Incoming::Lifeline(stream),
+            Ok(Answered::Resync) => Incoming::Resync(stream),
             Err(error) => {
                 if let ConnectError::Hello(hello) = &error
                     && let Some(refusal) = hello.refusal()
@@ -267,6 +277,7 @@ impl Pending {
 enum Answered {
     Paired(Agreed, Box<Hello>),
     Held,
+    Resync,
 }
 
 /// Answers `message` as `offer` says, if it is one that can be accepted.
@@ -297,7 +308,13 @@ fn answer(
             say(stream, &Message::Lifeline(theirs), ANSWER_LIMIT)?;
             Ok(Answered::Held)
         }
-        (Offer::Paired { generation, .. }, _) => {
+        (Offer::Resync { vm, generation }, Message::Resync(theirs))
+            if theirs.vm == vm && theirs.generation == generation =>
+        {
+            say(stream, &Message::Resync(theirs), ANSWER_LIMIT)?;
+            Ok(Answered::Resync)
+        }
+        (Offer::Paired { generation, .. } | Offer::Resync { generation, .. }, _) => {
             Err(HelloError::Unwanted(Refusal::Busy { generation }).into())
         }
     }

@@ -16,7 +16,7 @@ pub use address::Address;
 pub use greeting::{greet, refuse};
 pub use listener::{Incoming, Listener, Offer};
 
-use crate::protocol::hello::{Agreed, Hello, HelloError, Lifeline, Message};
+use crate::protocol::hello::{Agreed, Hello, HelloError, Lifeline, Message, Resync};
 
 /// A connection on which the hellos were exchanged, ready for a channel.
 #[derive(Debug)]
@@ -160,6 +160,27 @@ pub fn lifeline(
     ours: &Lifeline,
     limit: Duration,
 ) -> Result<OwnedFd, ConnectError> {
+    let ours = Message::Lifeline(ours.clone());
+    second(address, &ours, "lifeline of this pair", limit)
+}
+
+/// Opens the connection for the disks of the paired backup to the primary at `address`, see [`Resync`]. Each step may
+/// take `limit`.
+///
+/// # Errors
+/// The primary is not ready for it.
+pub fn resync(address: &Address, ours: &Resync, limit: Duration) -> Result<OwnedFd, ConnectError> {
+    let ours = Message::Resync(ours.clone());
+    second(address, &ours, "resync of this pair", limit)
+}
+
+/// A connection on which the primary repeats what we say.
+fn second(
+    address: &Address,
+    ours: &Message,
+    expected: &'static str,
+    limit: Duration,
+) -> Result<OwnedFd, ConnectError> {
     let stream = address
         .connect(limit)
         .map_err(|source| ConnectError::NobodyThere {
@@ -167,12 +188,13 @@ pub fn lifeline(
             tried: limit,
             source,
         })?;
-    greeting::say(stream.as_fd(), &Message::Lifeline(ours.clone()), limit)?;
-    match greeting::hear(stream.as_fd(), limit)? {
-        Message::Lifeline(theirs) if theirs == *ours => Ok(stream),
-        other => Err(HelloError::OutOfPlace {
-            found: other.name(),
-            expected: "lifeline of this pair",
+    greeting::say(stream.as_fd(), ours, limit)?;
+    let theirs = greeting::hear(stream.as_fd(), limit)?;
+    match theirs == *ours {
+        true => Ok(stream),
+        false => Err(HelloError::OutOfPlace {
+            found: theirs.name(),
+            expected,
         }
         .into()),
     }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{DiskRequest, RequestId};
+use super::{DiskRequest, DiskSet, RequestId};
 use crate::ft::gate::ReleaseLimit;
 use crate::ft::log::Sequence;
 
@@ -27,6 +27,8 @@ struct Waiting {
     kicked: u64,
     /// When the output rule first let it go, for the report; 0: not yet.
     allowed: u64,
+    /// The other side does it: it only keeps its place.
+    elsewhere: bool,
 }
 
 /// Blocks that the backup still has to read for itself.
@@ -81,6 +83,16 @@ impl Schedule {
     /// The guest has made `request`, which is held until `held_by` is acknowledged. To be called in the
     /// order of the kicks.
     pub fn add(&mut self, request: DiskRequest, held_by: Option<Sequence>, now: u64) {
+        self.put(request, held_by, false, now);
+    }
+
+    /// As [`Schedule::add`], for a request that is not done here: what conflicts with it waits behind it
+    /// until [`Schedule::done`].
+    pub fn add_elsewhere(&mut self, request: DiskRequest) {
+        self.put(request, None, true, 0);
+    }
+
+    fn put(&mut self, request: DiskRequest, held_by: Option<Sequence>, elsewhere: bool, now: u64) {
         debug_assert!(
             self.waiting
                 .back()
@@ -93,6 +105,7 @@ impl Schedule {
             held_by,
             kicked: now,
             allowed: if held_by.is_none() { now } else { 0 },
+            elsewhere,
         });
         self.fruitless = None;
     }
@@ -101,15 +114,16 @@ impl Schedule {
     /// of, in their order. The primary may have started any of them before it died, and what it
     /// started may reach the disk late. That is the same data, so the request itself may go at once; but
     /// what later ones change there, these or the guest's next, would be undone by it, and waits for
-    /// `settle` nanoseconds.
+    /// `settle` nanoseconds. Not so on the disks of `own`, which the old primary does not reach.
     pub fn reissue(
         &mut self,
         requests: impl IntoIterator<Item = DiskRequest>,
+        own: &DiskSet,
         now: u64,
         settle: u64,
     ) {
         for request in requests {
-            if request.op.changes() {
+            if request.op.changes() && !own.contains(request.disk) {
                 self.quarantine.push(request);
             }
             self.add(request, None, now);
@@ -153,6 +167,9 @@ impl Schedule {
         let mut until = u64::MAX;
         for index in 0..self.waiting.len() {
             let waiting = &mut self.waiting[index];
+            if waiting.elsewhere {
+                continue;
+            }
             // Asked again each time: a primary that was stopped may do less than before.
             if waiting.held_by.is_some_and(|entry| !limit.allows(entry)) {
                 continue;
@@ -210,14 +227,20 @@ impl Schedule {
         request.op.changes() && earlier.any(|old| old.conflicts(request))
     }
 
-    /// A started request has ended. Nothing if none of this number was running.
+    /// A request has ended that was started here. Nothing if none of this number was running; one that
+    /// was done elsewhere gives up its place.
     pub fn done(&mut self, id: RequestId) -> Option<Finished> {
-        let index = self
-            .running
-            .iter()
-            .position(|running| running.request.id == id)?;
-        self.fruitless = None;
-        Some(self.running.swap_remove(index))
+        let mut running = self.running.iter();
+        if let Some(index) = running.position(|running| running.request.id == id) {
+            self.fruitless = None;
+            return Some(self.running.swap_remove(index));
+        }
+        let is_it = |waiting: &Waiting| waiting.elsewhere && waiting.request.id == id;
+        if let Some(index) = self.waiting.iter().position(is_it) {
+            self.fruitless = None;
+            self.waiting.remove(index);
+        }
+        None
     }
 
     /// The request of this number that has been started and not ended.

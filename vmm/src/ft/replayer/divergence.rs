@@ -1,7 +1,7 @@
 //! How a backup finds that it is not the primary's equal.
 
 use super::{Entry, EntryError};
-use crate::ft::disk::RequestId;
+use crate::ft::disk::{DiskStatus, RequestId, RequestWireError};
 use crate::ft::log::{PayloadError, Sequence};
 use crate::ft::vm::{OutputKind, Position, StateDigest, VirtualTime};
 
@@ -204,6 +204,23 @@ pub enum ReplayError<E> {
     /// An entry makes no sense.
     #[error("the log cannot be understood: {0}")]
     Payload(#[source] PayloadError),
+    /// The machine's own words about a disk request cannot be understood.
+    #[error("the backup's machine asked its disk for nothing that can be: {0}")]
+    Request(#[source] RequestWireError),
+    /// This side's own disk is no copy of the primary's any more.
+    #[error(
+        "disk request {id} ended as {primary:?} on the primary's own disk and as {backup:?} on the backup's, \
+         which is no copy any more: see to this host's disk (its own error is above, and in the kernel's log) \
+         and start the backup again"
+    )]
+    OwnDisk {
+        /// The request's number.
+        id: RequestId,
+        /// How it ended there.
+        primary: DiskStatus,
+        /// How it ended here.
+        backup: DiskStatus,
+    },
     /// The machine failed.
     #[error("the backup's machine failed: {0}")]
     Vm(#[source] E),

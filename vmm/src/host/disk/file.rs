@@ -15,11 +15,12 @@ use crate::ft::disk::DiskRequest;
 use crate::machine::bounce::{BOUNCE_ALIGN, BounceRegion};
 
 /// Whose a disk is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sharing {
     /// Both sides reach the same disk, and only the live one touches it. What the guest saw completed
     /// must be there for the other side, so no write is left in this host's memory.
+    #[default]
     Shared,
     /// Each side has its own. This host's memory may hold what the guest has not asked to be durable.
     Own,

@@ -27,6 +27,7 @@
 //! A shared file with holes on a file system that several hosts mount is written durably, too: its
 //! metadata would stay with this host.
 
+mod copy;
 mod error;
 mod file;
 mod health;
@@ -52,6 +53,7 @@ use in_flight::{InFlight, Stage, Tokens};
 use ring::DiskRing;
 use sqe::Buffers;
 
+pub use copy::{CopyError, CopyFile, check_shared};
 pub use error::DiskError;
 pub use file::{DiskFile, Sharing};
 pub use health::DiskHealth;

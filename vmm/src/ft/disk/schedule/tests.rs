@@ -24,6 +24,36 @@ fn request(id: RequestId, op: DiskOp, sector: u64, sectors: u64) -> DiskRequest 
 
 const WRITE: DiskOp = DiskOp::Write { durable: false };
 
+/// What the backup's own disk holds when the primary's read ends is what the primary read.
+#[test]
+fn a_request_that_is_done_elsewhere_keeps_its_place_and_is_never_started() {
+    let mut schedule = Schedule::new();
+    let start = |schedule: &mut Schedule| schedule.next(ALL, NONE, 0).map(|request| request.id);
+    schedule.add(request(1, WRITE, 0, 1), None, 0);
+    schedule.add_elsewhere(request(2, DiskOp::Read, 0, 2));
+    schedule.add(request(3, WRITE, 1, 1), None, 0);
+    schedule.add(request(4, WRITE, 2, 1), None, 0);
+    assert_eq!(start(&mut schedule), Some(1), "what came before it goes");
+    assert_eq!(start(&mut schedule), Some(4));
+    assert_eq!(start(&mut schedule), None);
+    assert!(schedule.done(1).is_some());
+    assert_eq!(start(&mut schedule), None, "the read holds request 3 back");
+    assert_eq!(schedule.done(2), None);
+    assert_eq!(start(&mut schedule), Some(3));
+    assert_eq!((schedule.waiting(), schedule.running()), (0, 2));
+}
+
+#[test]
+fn nothing_is_quarantined_on_a_disk_that_the_old_primary_does_not_reach() {
+    let mut schedule = Schedule::new();
+    let own = DiskSet::NONE.with(0);
+    schedule.reissue([request(4, WRITE, 0, 2)], &own, 1_000, 500);
+    assert_eq!(schedule.next(ALL, NONE, 1_000).map(|r| r.id), Some(4));
+    schedule.done(4);
+    schedule.add(request(5, WRITE, 1, 1), None, 1_001);
+    assert_eq!(schedule.next(ALL, NONE, 1_001).map(|r| r.id), Some(5));
+}
+
 #[test]
 fn a_write_waits_for_its_acknowledgement_and_a_read_does_not() {
     let mut schedule = Schedule::new();
@@ -94,7 +124,7 @@ fn a_write_to_blocks_that_the_backup_still_reads_waits_until_it_has() {
 #[test]
 fn a_new_write_waits_until_late_ones_of_the_old_primary_have_settled() {
     let mut schedule = Schedule::new();
-    schedule.reissue([request(4, WRITE, 0, 2)], 1_000, 500);
+    schedule.reissue([request(4, WRITE, 0, 2)], &DiskSet::NONE, 1_000, 500);
     assert_eq!(schedule.next(ALL, NONE, 1_000).unwrap().id, 4);
     schedule.done(4);
     schedule.add(request(5, WRITE, 1, 2), None, 1_010);
@@ -115,7 +145,12 @@ fn a_new_write_waits_until_late_ones_of_the_old_primary_have_settled() {
 fn of_two_writes_issued_again_to_the_same_blocks_the_later_waits_as_new_ones_do() {
     let mut schedule = Schedule::new();
     // The old primary may be at 4 still; 5 it cannot have started then, and would be undone by it.
-    schedule.reissue([request(4, WRITE, 0, 2), request(5, WRITE, 1, 1)], 0, 500);
+    schedule.reissue(
+        [request(4, WRITE, 0, 2), request(5, WRITE, 1, 1)],
+        &DiskSet::NONE,
+        0,
+        500,
+    );
     assert_eq!(schedule.next(ALL, NONE, 1).unwrap().id, 4);
     schedule.done(4);
     assert_eq!(schedule.next(ALL, NONE, 499), None);

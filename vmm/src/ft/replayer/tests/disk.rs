@@ -1,7 +1,7 @@
 //! Disk requests, from the primary's recorder to the backup's replayer.
 
 use super::*;
-use crate::ft::disk::{DiskOp, DiskStatus};
+use crate::ft::disk::{DiskOp, DiskSet, DiskStatus};
 use crate::ft::log::Body;
 use crate::ft::testing::Asking;
 
@@ -9,17 +9,24 @@ const WRITE: DiskOp = DiskOp::Write { durable: false };
 
 /// Notes where outputs go: with an entry's number to be held, without to be done at once.
 #[derive(Default)]
-struct Sink(Vec<(Option<u64>, OutputKind)>);
+struct Sink {
+    noted: Vec<(Option<u64>, OutputKind)>,
+    /// The disk is the side's own.
+    own: bool,
+}
 
 impl OutputSink for Sink {
     fn has_room(&self, _: usize) -> bool {
         true
     }
     fn hold(&mut self, sequence: Sequence, output: Output) {
-        self.0.push((Some(sequence.0), output.kind));
+        self.noted.push((Some(sequence.0), output.kind));
+    }
+    fn awaits(&self, output: &Output) -> bool {
+        !self.own || output.kind != OutputKind::Disk
     }
     fn pass(&mut self, output: Output) {
-        self.0.push((None, output.kind));
+        self.noted.push((None, output.kind));
     }
     fn released(&self) -> Sequence {
         Sequence::NONE
@@ -52,6 +59,29 @@ impl Pair {
             replayer: Replayer::new(Sequence::NONE, 0),
             sink: Sink::default(),
         }
+    }
+
+    /// Each side has a disk of its own.
+    fn with_own_disks() -> Self {
+        let pair = Self::new();
+        Self {
+            replayer: pair.replayer.with_own_disks(DiskSet::NONE.with(0)),
+            sink: Sink {
+                own: true,
+                ..Sink::default()
+            },
+            ..pair
+        }
+    }
+
+    /// What the backup is told to do to its disk.
+    fn own_steps(&mut self) -> Vec<OwnDisk> {
+        std::iter::from_fn(|| self.replayer.own_disk()).collect()
+    }
+
+    fn request(&self, id: u64) -> DiskRequest {
+        let requests = self.backup.disk_requests();
+        *requests.iter().find(|request| request.id == id).unwrap()
     }
 
     /// Both machines ask, as they would at the same kick.
@@ -110,7 +140,7 @@ fn reads_pass_without_an_entry_in_their_place_between_what_is_held() {
     pair.record_outputs();
     use OutputKind::{Console, Disk, DiskRead};
     assert_eq!(
-        pair.sink.0,
+        pair.sink.noted,
         [
             (None, DiskRead),
             (Some(1), Disk),
@@ -251,5 +281,133 @@ fn a_write_with_other_data_is_a_divergence() {
             ReplayError::Diverged(Divergence::Output { number: 1, .. })
         ),
         "{error}"
+    );
+}
+
+#[test]
+fn a_backup_starts_on_its_own_disk_what_the_primary_has_marked() {
+    let mut pair = Pair::with_own_disks();
+    for (id, op) in [(1, DiskOp::Read), (2, WRITE), (3, DiskOp::Read)] {
+        pair.ask(id, op);
+    }
+    pair.ask(4, DiskOp::Flush);
+    assert_eq!(pair.step().unwrap(), Progress::Idle);
+    assert_eq!(pair.own_steps(), [], "not before the primary's mark");
+    pair.record_outputs();
+    let requests: Vec<_> = (1..=4).map(|id| pair.request(id)).collect();
+    // In the order of the kicks, the reads where they were.
+    assert_eq!(pair.step().unwrap(), Progress::Replayed(Sequence(1)));
+    assert_eq!(
+        pair.own_steps(),
+        [
+            OwnDisk::Reads(requests[0]),
+            OwnDisk::Start(requests[1]),
+            OwnDisk::Reads(requests[2])
+        ]
+    );
+    pair.replay_all();
+    assert_eq!(pair.own_steps(), [OwnDisk::Start(requests[3])]);
+    assert_eq!(
+        pair.replayer.go_live().unwrap().said,
+        2,
+        "reads are not counted"
+    );
+}
+
+#[test]
+fn the_end_of_a_write_is_applied_once_the_own_disk_has_done_it_too() {
+    let mut pair = Pair::with_own_disks();
+    pair.ask(1, WRITE);
+    pair.record_outputs();
+    pair.end(1, DiskStatus::Done, &[], false);
+    pair.step().unwrap();
+    for _ in 0..3 {
+        assert_eq!(pair.step().unwrap(), Progress::AwaitDisk { id: 1 });
+        assert!(pair.backup.ended.is_empty(), "its buffer is in use");
+        assert!(!pair.replayer.drained());
+    }
+    pair.replayer.own_disk_ended(1, DiskStatus::Done);
+    assert_eq!(pair.step().unwrap(), Progress::Replayed(Sequence(2)));
+    assert_eq!(pair.backup.ended, pair.primary.ended);
+}
+
+#[test]
+fn the_end_of_a_read_lets_later_writes_go_on_the_own_disk() {
+    for backup_reads in [false, true] {
+        let mut pair = Pair::with_own_disks();
+        pair.ask(1, DiskOp::Read);
+        pair.record_outputs();
+        pair.end(1, DiskStatus::Done, &[7; 512], backup_reads);
+        if backup_reads {
+            let Progress::ReadDisk { request, .. } = pair.step().unwrap() else {
+                panic!("the data is not in the log")
+            };
+            assert_eq!(pair.own_steps(), [OwnDisk::Reads(request)]);
+            let region = pair.backup.bounce().unwrap();
+            region.write(request.bounce, &[7; 512]);
+            pair.replayer.disk_read(&pair.backup, &request);
+        }
+        assert_eq!(pair.step().unwrap(), Progress::Replayed(Sequence(1)));
+        assert_eq!(pair.own_steps().last(), Some(&OwnDisk::HasRead(1)));
+    }
+}
+
+#[test]
+fn an_own_disk_that_fails_where_the_primarys_did_not_is_no_copy_any_more() {
+    for (primary, backup, same) in [
+        (DiskStatus::Done, DiskStatus::Failed, false),
+        (DiskStatus::Done, DiskStatus::Unsupported, false),
+        (DiskStatus::Failed, DiskStatus::Done, true),
+        (DiskStatus::Failed, DiskStatus::Failed, true),
+        (DiskStatus::Unsupported, DiskStatus::Done, true),
+    ] {
+        let mut pair = Pair::with_own_disks();
+        pair.ask(1, WRITE);
+        pair.record_outputs();
+        pair.end(1, primary, &[], false);
+        pair.step().unwrap();
+        pair.replayer.own_disk_ended(1, backup);
+        match pair.step() {
+            Ok(progress) => assert!(same, "{progress:?}"),
+            Err(error) => {
+                assert!(
+                    !same && matches!(error, ReplayError::OwnDisk { id: 1, .. }),
+                    "{error}"
+                );
+                assert!(matches!(pair.replayer.go_live(), Err(NotReady::Failed)));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_write_to_an_own_disk_asks_for_no_acknowledgement_and_what_is_held_does() {
+    let flags = |pair: &mut Pair| {
+        let mut flags = Vec::new();
+        while let Some(entry) = pair.reader.peek().unwrap() {
+            flags.push(entry.flags());
+            pair.reader.release();
+        }
+        flags
+    };
+    let mut pair = Pair::with_own_disks();
+    pair.ask(1, WRITE);
+    pair.record_outputs();
+    assert_eq!(pair.recorder.counts().awaited, 0);
+    assert_eq!(flags(&mut pair), [Flags::NONE]);
+    pair.ask(2, WRITE);
+    pair.primary.speak();
+    pair.ask(3, WRITE);
+    pair.record_outputs();
+    assert_eq!(
+        (
+            pair.recorder.counts().awaited,
+            pair.recorder.counts().outputs
+        ),
+        (1, 4)
+    );
+    assert_eq!(
+        flags(&mut pair),
+        [Flags::NONE, Flags::ACK_AT_ONCE, Flags::NONE]
     );
 }

@@ -88,8 +88,9 @@ pub(super) struct Protected<V: Vm> {
     pub flushed_outputs: u64,
     /// When that was.
     pub flushed_at: u64,
-    /// The last entry that the backup is known to have replayed.
+    /// The last entry that the backup is known to have replayed, and how much guest time it is behind.
     pub replayed: Sequence,
+    pub lag_ns: u64,
     /// The last entry for which the backup was woken, and when.
     pub woken: Sequence,
     pub woken_at: u64,
@@ -131,6 +132,7 @@ impl<V: Vm> Protected<V> {
                 !self.stood_still && self.live.release(self.role.release_limit(), self.acked_at);
             let started = !self.stood_still && self.start_disks()?;
             self.wake_backup(now, turn);
+            self.account(now);
             self.listen(now);
             self.role.tick(now);
             while let Some(action) = self.role.next_action() {
@@ -305,12 +307,25 @@ impl<V: Vm> Protected<V> {
             self.counters.channel.acked_sequence.set(acked.0);
         }
         self.replayed = self.replayed.max(answer.replayed);
-        self.throttle.report(now, answer.lag_ns);
-        self.counters.channel.lag_ns.set(answer.lag_ns);
-        self.counters
-            .channel
-            .replayed_sequence
-            .set(answer.replayed.0);
+        self.lag_ns = answer.lag_ns;
+        let waiting = *acked < self.log.last_sequence() || turn == Turn::Full;
+        let starting = self
+            .pulse
+            .as_ref()
+            .is_some_and(|pulse| pulse.awaits_first(now));
+        let outstanding = waiting && !starting;
+        self.role.acknowledged(now, *acked, outstanding);
+        Ok(())
+    }
+
+    /// Draws conclusions from what the channel said, and shows it. No output waits for this.
+    fn account(&mut self, now: u64) {
+        let Some(channel) = &self.channel else {
+            return;
+        };
+        self.throttle.report(now, self.lag_ns);
+        self.counters.channel.lag_ns.set(self.lag_ns);
+        self.counters.channel.replayed_sequence.set(self.replayed.0);
         let pause = self.throttle.pause_after(self.live.ran_ns());
         self.live.hold_back(now, pause);
         let done = channel.counters();
@@ -326,14 +341,6 @@ impl<V: Vm> Protected<V> {
             .vcpu
             .committed_sequence
             .set(self.log.last_sequence().0);
-        let waiting = *acked < self.log.last_sequence() || turn == Turn::Full;
-        let starting = self
-            .pulse
-            .as_ref()
-            .is_some_and(|pulse| pulse.awaits_first(now));
-        let outstanding = waiting && !starting;
-        self.role.acknowledged(now, *acked, outstanding);
-        Ok(())
     }
 
     /// The backup's threads may sleep, and waking them costs a system call. Nothing waits for what
@@ -510,6 +517,7 @@ pub fn primary(
         flushed_outputs: 0,
         flushed_at: 0,
         replayed: Sequence::NONE,
+        lag_ns: 0,
         woken: Sequence::NONE,
         woken_at: 0,
         looked_at: now,

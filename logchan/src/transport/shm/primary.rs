@@ -24,6 +24,8 @@ pub struct ShmPrimary {
     flushed: Sequence,
     waiting_since: Option<u64>,
     next_look: u64,
+    /// The look that is due was put off at the last poll.
+    put_off: bool,
     failed: bool,
     counters: ChannelCounters,
 }
@@ -43,6 +45,7 @@ impl ShmPrimary {
             flushed: last,
             waiting_since: None,
             next_look: 0,
+            put_off: false,
             failed: false,
             counters: ChannelCounters::default(),
         }
@@ -110,13 +113,18 @@ impl ShmPrimary {
 
     fn try_poll(&mut self, log: &EntryWriter, now: u64) -> Result<Acked, ChannelError> {
         let acked = self.acked(log)?;
-        if acked > self.known.acked {
+        let progress = acked > self.known.acked;
+        if progress {
             self.counters.acks += 1;
             self.known.acked = acked;
             self.waiting_since = (acked < self.flushed).then_some(now);
         }
         if now >= self.next_look {
-            self.look(log, now)?;
+            // What waits for the acknowledgement goes before a system call, but not time and again.
+            self.put_off = progress && !self.put_off;
+            if !self.put_off {
+                self.look(log, now)?;
+            }
         }
         Ok(self.known)
     }

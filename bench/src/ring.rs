@@ -292,3 +292,45 @@ fn size<const N: usize>(
     );
     Ok(size)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_suite_runs_small_and_reports_every_contender_and_promise() {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let mut report = Report::create(home.path(), "ring", "test").expect("created");
+        let options = RingOptions {
+            rounds: 2,
+            stream_bytes: 256 << 10,
+            trips: 100,
+            ..RingOptions::small()
+        };
+        let measured = match run(&options, &mut report) {
+            Ok(measured) => measured,
+            Err(error @ RingBenchError::OneCore { .. }) => {
+                return lockstep_perf::not_run::report("bench::ring", &error.to_string());
+            }
+            Err(error) => panic!("{error}"),
+        };
+        let summary = report.finish().expect("written");
+        let sizes: Vec<_> = measured.sizes.iter().map(|size| size.entry_bytes).collect();
+        assert_eq!(sizes, ENTRY_BYTES);
+        for size in &measured.sizes {
+            assert!(size.handoff_ns > 0.0 && size.carried_ns > 0.0, "{size:?}");
+            assert_eq!(size.contenders.len(), 6, "{size:?}");
+            assert_eq!(size.contenders[0].name, "lockstep");
+            for contender in &size.contenders {
+                assert!(
+                    contender.entries_per_second > 0.0 && contender.one_way_ns > 0.0,
+                    "{contender:?}"
+                );
+                let series = format!("{} B/{}", size.entry_bytes, contender.name);
+                // The first eighth of a round warms up and is not counted.
+                assert_eq!(summary.series[&series].count, 2 * 100, "{series}");
+            }
+        }
+        assert_eq!(summary.promises.len(), 2 * ENTRY_BYTES.len());
+    }
+}

@@ -33,8 +33,9 @@ fn opening<A: Atomics>(control: &Control<A>, capacity: u64) -> Result<(u64, u64)
 pub(crate) struct ProducerCursor {
     capacity: u64,
     committed: u64,
-    /// Bytes behind `committed` that may still be committed.
-    reserved: u64,
+    /// Where what is reserved ends. A cursor and not a length, so that a commit leaves it alone: while
+    /// the cache lines of its bytes are on their way, the producer's speed is that of its store buffer.
+    reserved_to: u64,
     /// The last good value seen; the truth is at or beyond it.
     released: Cell<u64>,
     fault: Cell<Option<CursorFault>>,
@@ -49,7 +50,7 @@ impl ProducerCursor {
         Ok(Self {
             capacity,
             committed,
-            reserved: 0,
+            reserved_to: committed,
             released: Cell::new(released),
             fault: Cell::new(None),
         })
@@ -103,19 +104,18 @@ impl ProducerCursor {
                 return Err(free);
             }
         }
-        self.reserved = len;
+        self.reserved_to = self.committed.wrapping_add(len);
         Ok(())
     }
 
     /// Publishes the next `len` reserved bytes; wakes nobody.
     #[inline]
     pub(crate) fn publish<A: Atomics>(&mut self, control: &Control<A>, len: u64) {
+        let reserved = self.reserved_to.wrapping_sub(self.committed);
         assert!(
-            len <= self.reserved,
-            "commit of {len} bytes, {} are reserved",
-            self.reserved
+            len <= reserved,
+            "commit of {len} bytes, {reserved} are reserved"
         );
-        self.reserved -= len;
         self.committed = self.committed.wrapping_add(len);
         // Release pairs with the Acquire in `ConsumerCursor::look`: the bytes are there before the
         // cursor says so.

@@ -50,7 +50,6 @@ fn a_mistake_breaks_the_rule_that_forbids_it() {
         (DiskSabotage::NoQuarantine, DiskRule::Orderly),
         (DiskSabotage::OwnNotAwaited, DiskRule::Bounce),
         (DiskSabotage::OwnNotFlushed, DiskRule::Durable),
-        (DiskSabotage::OwnNotCopied, DiskRule::Orderly),
     ] {
         assert_eq!(caught(sabotage).rule, rule, "{sabotage:?}");
     }

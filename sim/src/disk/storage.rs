@@ -72,6 +72,11 @@ impl Storage {
         });
     }
 
+    /// Whether nothing is under way.
+    pub const fn is_idle(&self) -> bool {
+        self.flights.is_empty()
+    }
+
     pub fn in_flight(&self, side: Side) -> impl Iterator<Item = &DiskRequest> {
         let of_side = move |flight: &&Flight| flight.side == side;
         self.flights

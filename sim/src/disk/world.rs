@@ -12,7 +12,7 @@ use lockstep_ringbuf::{Ring, RingOptions};
 use lockstep_vmm::ft::arbiter::{ArbitrationSettings, Claim, Party};
 use lockstep_vmm::ft::backup::{Backup, BackupAction, BackupState};
 use lockstep_vmm::ft::detector::{DetectorSettings, Suspicion};
-use lockstep_vmm::ft::disk::{DiskRequest, DiskSet, RequestId};
+use lockstep_vmm::ft::disk::{DiskRequest, DiskSet};
 use lockstep_vmm::ft::gate::ReleaseLimit;
 use lockstep_vmm::ft::log::Unlogged;
 use lockstep_vmm::ft::primary::{Primary, PrimaryAction, PrimaryState};
@@ -629,7 +629,12 @@ impl World {
     // --- the disk
 
     fn disk_turn(&mut self) -> Result<(), Broken> {
-        let both = self.own.is_some() && self.rng.chance(500);
+        // A disk that has nothing to do takes no time from the other.
+        let both = match &self.own {
+            Some(own) if self.storage.is_idle() => !own.storage.is_idle(),
+            Some(own) => !own.storage.is_idle() && self.rng.chance(500),
+            None => false,
+        };
         let storage = match &mut self.own {
             Some(own) if both => &mut own.storage,
             _ => &mut self.storage,
@@ -669,7 +674,10 @@ impl World {
             (Side::Backup, Follower::Live(live, _)) => live,
             _ => return,
         };
-        live.ended.push_back((request, status));
+        // A mistake may have it under way twice; the guest is told once.
+        if live.ended.iter().all(|(ended, _)| ended.id != request.id) {
+            live.ended.push_back((request, status));
+        }
     }
 
     // --- roles
@@ -690,6 +698,7 @@ impl World {
                     }
                     PrimaryAction::GoAlone => {
                         self.say(|| "the primary goes on alone".into());
+                        self.stood_still = false;
                         if let PrimaryLog::Ring(log) = &self.primary_log {
                             let last = log.last_sequence();
                             self.primary_log = PrimaryLog::Alone(Unlogged::after(last));

@@ -56,9 +56,11 @@ pub fn replay(vm: &VmSpec, path: &Path) -> Result<ReplayReport, RunError> {
     // The file's hello is a backup's; the one it is compared with plays the primary.
     let mut ours = pair::hello(vm, Role::Primary, None, file.hello().ring_bytes, &[]);
     // Whose the disks were changes nothing for a machine whose disks are done without.
-    let sharing = file.hello().configuration.get(pair::DISK_SHARING);
-    ours.configuration
-        .insert(pair::DISK_SHARING.into(), sharing.cloned().into());
+    ours.configuration.remove(pair::DISK_SHARING);
+    if let Some(sharing) = file.hello().configuration.get(pair::DISK_SHARING) {
+        let name = pair::DISK_SHARING.to_owned();
+        ours.configuration.insert(name, sharing.clone());
+    }
     ours.compare(file.hello())
         .map_err(|error| failed(Box::new(error)))?;
     let mut machine = vm.build()?;

@@ -40,7 +40,21 @@ impl Line {
         frame.write_to(&mut out);
         let sent = self.send_all(&out);
         self.out = out;
-        sent
+        match sent {
+            Err(ResyncError::Closed) => Err(self.last_word()),
+            other => other,
+        }
+    }
+
+    /// Why the peer has closed the connection: it may have said so before.
+    fn last_word(&mut self) -> ResyncError {
+        loop {
+            match self.receive() {
+                Ok(_) => {}
+                Err(refused @ ResyncError::Refused(_)) => return refused,
+                Err(_) => return ResyncError::Closed,
+            }
+        }
     }
 
     fn send_all(&self, mut rest: &[u8]) -> Result<(), ResyncError> {

@@ -81,8 +81,8 @@ pub struct CpuSettings {
     pub replay_wait: Wait,
     /// Spin this long before sleeping, microseconds (`spin-then-block`).
     pub spin_us: u32,
-    /// Threads that beat and acknowledge go before all ordinary ones, where the host lets them.
-    pub real_time: bool,
+    /// The backup's receiving thread goes before all ordinary ones, where the host lets it.
+    pub receiver_real_time: bool,
     /// Core of the vCPU thread; -1 leaves it to the scheduler.
     pub vcpu_core: i32,
     /// Core of the channel thread (`flush = core`) or the backup's receiver; -1 as above.
@@ -192,7 +192,7 @@ impl Default for CpuSettings {
             receive_wait: Wait::SpinThenBlock,
             replay_wait: Wait::Block,
             spin_us: 100,
-            real_time: true,
+            receiver_real_time: false,
             vcpu_core: -1,
             channel_core: -1,
             slice_instructions: 20_000,

@@ -127,10 +127,10 @@ pub const TABLE: &[Knob] = &[
     ),
     knob!(
         "cpu",
-        "real-time",
+        "receiver-real-time",
         Unit::None,
         Switch,
-        "Heartbeats, and the receiver unless it spins, go before all ordinary threads (SCHED_FIFO, where allowed)"
+        "The backup acknowledges before all ordinary threads run (SCHED_FIFO): a lower tail if replay has a core of its own"
     ),
     knob!(
         "cpu",

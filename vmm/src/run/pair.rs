@@ -28,7 +28,6 @@ use lockstep_ringbuf::{Ring, RingOptions, WaitPolicy};
 
 use super::control::Control;
 use super::disk_desk::DiskBacking;
-use super::priority;
 use super::pulse::{Pairing, Pulse};
 use super::resync::{Meeting, ResyncError};
 use super::status::{Standing, Status};
@@ -315,8 +314,7 @@ pub(super) fn start_pulse(
         role,
     };
     let interval = Duration::from_millis(u64::from(settings.failure.heartbeat_interval_ms));
-    let real_time = priority::of_heartbeats(&settings.cpu);
-    Pulse::start(socket, pairing, interval, real_time, counters)
+    Pulse::start(socket, pairing, interval, counters)
         .map_err(RunError::host("starting the heartbeat thread"))
 }
 

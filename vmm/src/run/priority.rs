@@ -4,15 +4,12 @@ use std::io;
 
 use crate::settings::{CpuSettings, Wait};
 
-/// A heartbeat that waits for its turn on a busy core is a peer that is taken for dead.
-pub(super) const fn of_heartbeats(cpu: &CpuSettings) -> bool {
-    cpu.real_time
-}
-
-/// An acknowledgement that waits for its turn holds the primary's outputs. A receiver that never
-/// sleeps would take its core from all others, the replaying thread among them, so it gets no priority.
+/// Whether the receiver is to go first. An acknowledgement that waits for its turn holds the primary's
+/// outputs; but a receiver that goes first takes its time from the replaying thread, unless that has a
+/// core of its own, and a failover waits for what is not replayed. One that never sleeps would leave no
+/// time at all, and is not put first.
 pub(super) fn of_receiver(cpu: &CpuSettings) -> bool {
-    cpu.real_time && cpu.receive_wait != Wait::Spin
+    cpu.receiver_real_time && cpu.receive_wait != Wait::Spin
 }
 
 /// Puts the calling thread before all ordinary ones, where the host lets it.

@@ -49,12 +49,11 @@ pub(super) struct Pulse {
 }
 
 impl Pulse {
-    /// Starts to beat to `socket`'s peer, to which it must be connected; `real_time` asks for priority.
+    /// Starts to beat to `socket`'s peer, to which it must be connected.
     pub fn start(
         socket: UdpSocket,
         pairing: Pairing,
         interval: Duration,
-        real_time: bool,
         counters: Arc<Counters>,
     ) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
@@ -65,7 +64,7 @@ impl Pulse {
         let theirs = Arc::clone(&shared);
         thread::Builder::new()
             .name("heartbeat".into())
-            .spawn(move || beat(&socket, pairing, interval, real_time, &theirs, &counters))?;
+            .spawn(move || beat(&socket, pairing, interval, &theirs, &counters))?;
         Ok(Self { shared, started })
     }
 
@@ -109,7 +108,6 @@ fn beat(
     socket: &UdpSocket,
     pairing: Pairing,
     interval: Duration,
-    real_time: bool,
     shared: &Shared,
     counters: &Counters,
 ) {
@@ -121,9 +119,8 @@ fn beat(
     let interval_ns = u64::try_from(interval.as_nanos())
         .unwrap_or(u64::MAX)
         .max(1_000_000);
-    if real_time {
-        priority::go_first("heartbeats");
-    }
+    // A heartbeat that waits for its turn on a busy core is a peer that is taken for dead.
+    priority::go_first("heartbeats");
     let mut schedule = HeartbeatSchedule::new(vm, generation, role, interval_ns, stamp::now());
     let mut monitor = HeartbeatMonitor::new(vm, generation, role.peer(), 0, stamp::now());
     // One byte more than a heartbeat has, so that a longer datagram is seen as such.

@@ -9,7 +9,7 @@
 //!
 //! A side writes its temporary file when the pair is made ([`ArbiterFile::candidate`]), so that a failover
 //! waits for one sync of a storage that others may keep busy, and not for two. One that a killed process
-//! left behind is removed by the next generation's.
+//! left behind is removed by whoever asked last, or by the next generation's.
 //!
 //! An answer is [`Outcome::Won`] only after the directory is synced. A storage that does not answer
 //! makes the call hang, which no timeout of ours can end: call it from a thread of its own.
@@ -173,7 +173,7 @@ impl ArbiterFile {
             .join(format!("{}.{generation}.winner", self.vm))
     }
 
-    /// Removes what candidates of earlier generations left when they were killed. One that still lives
+    /// Removes what candidates of generations before this one left when they were killed. One that still lives
     /// writes another, see [`Candidate::link`]; so does one of a VM whose name looks like such a file's.
     fn remove_leftovers(&self, generation: u64) {
         let Ok(entries) = std::fs::read_dir(&self.directory) else {
@@ -270,6 +270,14 @@ impl Candidate {
             Ok(by) => Outcome::Lost { by },
             Err(why) => Outcome::OutOfReach { why },
         }
+    }
+
+    /// Removes what this side, and a killed other one, prepared: the question is decided, and the winner's
+    /// file says how. For after the answer, which nobody should wait longer for.
+    pub fn clean_up(&mut self) {
+        self.temporary = None;
+        self.arbiter
+            .remove_leftovers(self.generation.saturating_add(1));
     }
 
     fn attempt(&mut self) -> Result<Winner, ArbiterError> {
@@ -454,6 +462,10 @@ mod tests {
         assert!(matches!(a.test_and_set(), Outcome::Won));
         assert!(matches!(b.test_and_set(), Outcome::Lost { .. }));
         assert_eq!(names_in(&directory).len(), 3, "nothing was written anew");
+        a.clean_up();
+        assert_eq!(names_in(&directory), ["web.1.7.winner"]);
+        assert!(matches!(b.test_and_set(), Outcome::Lost { .. }));
+        assert!(matches!(a.test_and_set(), Outcome::Won), "and again");
         drop((a, b));
         assert_eq!(names_in(&directory), ["web.1.7.winner"]);
     }

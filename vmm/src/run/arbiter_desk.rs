@@ -35,10 +35,16 @@ impl ArbiterDesk {
                     tracing::warn!(%error, "without it, nobody goes on after a failure");
                 }
                 while let Ok(()) = inbox.recv() {
-                    if outbox.send(ask(&mut candidate)).is_err() {
+                    let answer = ask(&mut candidate);
+                    let decided = answer.is_ok();
+                    let wanted = outbox.send(answer).is_ok();
+                    doorbell.ring();
+                    if decided {
+                        candidate.clean_up();
+                    }
+                    if !wanted {
                         return;
                     }
-                    doorbell.ring();
                 }
             })
             .map_err(RunError::host("starting the arbiter's thread"))?;

@@ -8,8 +8,10 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use lockstep_logchan::transport::tcp::CONGESTION_CONTROL;
 use lockstep_perf::histogram::LatencyHistogram;
 use lockstep_perf::stamp;
+use rustix::net::sockopt::set_tcp_congestion;
 
 /// Bytes of a ping: an entry's header and a small payload.
 pub const PING: usize = 64;
@@ -173,6 +175,7 @@ struct Side {
 impl Side {
     fn new(stream: TcpStream, waiting: Waiting) -> io::Result<Self> {
         stream.set_nodelay(true)?;
+        set_tcp_congestion(&stream, CONGESTION_CONTROL)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         // A message is far smaller than the socket's buffer: writing never has to wait.
         stream.set_nonblocking(waiting == Waiting::Spin)?;

@@ -34,7 +34,7 @@ pub enum DraftError {
 pub struct EntryWriter {
     producer: Producer,
     last: Sequence,
-    last_clock: u64,
+    last_position: u64,
 }
 
 impl EntryWriter {
@@ -45,7 +45,7 @@ impl EntryWriter {
         Self {
             producer,
             last,
-            last_clock: 0,
+            last_position: 0,
         }
     }
 
@@ -85,10 +85,10 @@ impl EntryWriter {
         self.last
     }
 
-    /// Clock of the last entry committed, nanoseconds of virtual time; 0 before the first.
+    /// Position of the last entry committed; 0 before the first.
     #[must_use]
-    pub const fn last_clock(&self) -> u64 {
-        self.last_clock
+    pub const fn last_position(&self) -> u64 {
+        self.last_position
     }
 
     /// The ring underneath: whether it is sealed, and waiting for room.
@@ -172,7 +172,7 @@ impl Draft<'_> {
         entry[..4].copy_from_slice(&crc.to_le_bytes());
         self.writer.producer.publish(padded(length));
         self.writer.last = sequence;
-        self.writer.last_clock = clock;
+        self.writer.last_position = position;
         sequence
     }
 }

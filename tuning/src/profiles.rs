@@ -96,6 +96,11 @@ pub const PROFILES: &[Profile] = &[
                 "65536",
                 "the guest waits while a stripe is read: a few microseconds instead of a hundred",
             ),
+            assign(
+                "replay.lag-limit-ms",
+                "20",
+                "what the backup has not replayed is part of a failover",
+            ),
         ],
     },
     Profile {
@@ -142,6 +147,11 @@ pub const PROFILES: &[Profile] = &[
                 "replay.digest-interval-ms",
                 "500",
                 "less of the guest's time goes into hashing its memory",
+            ),
+            assign(
+                "replay.lag-limit-ms",
+                "1000",
+                "a burst is executed at full speed and replayed behind it",
             ),
         ],
     },

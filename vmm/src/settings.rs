@@ -35,6 +35,18 @@ pub enum Flush {
     Core,
 }
 
+/// The congestion control of the log's TCP connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CongestionControl {
+    /// The host's default (`net.ipv4.tcp_congestion_control`).
+    Host,
+    /// Does not pace, as BBR does.
+    Cubic,
+    /// The same; every kernel has it.
+    Reno,
+}
+
 /// What an acknowledgement means on shared memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -67,6 +79,8 @@ pub struct ChannelSettings {
     pub send_zc: bool,
     /// SO_BUSY_POLL, microseconds; 0 is off.
     pub busy_poll_us: u32,
+    /// Of the log's connection on `tcp`.
+    pub congestion_control: CongestionControl,
 }
 
 /// Waiting and pinning.
@@ -117,7 +131,8 @@ pub struct ReplaySettings {
     pub digest_stripe_bytes: u32,
     /// Largest drift of the guest's clock before a clock entry corrects it, microseconds.
     pub clock_drift_us: u32,
-    /// Execution lag of the backup above which the primary is slowed down, milliseconds.
+    /// Execution lag of the backup, in vCPU time that it has yet to replay, above which the primary is
+    /// slowed down, milliseconds. A failover takes that much longer.
     pub lag_limit_ms: u32,
 }
 
@@ -181,6 +196,7 @@ impl Default for ChannelSettings {
             sqpoll: false,
             send_zc: false,
             busy_poll_us: 0,
+            congestion_control: CongestionControl::Cubic,
         }
     }
 }
@@ -218,7 +234,7 @@ impl Default for ReplaySettings {
             digest_interval_ms: 100,
             digest_stripe_bytes: 1 << 20,
             clock_drift_us: 1000,
-            lag_limit_ms: 1000,
+            lag_limit_ms: 300,
         }
     }
 }

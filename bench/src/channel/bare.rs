@@ -4,6 +4,8 @@
 use std::io;
 use std::net::TcpStream;
 
+use lockstep_logchan::transport::tcp::CONGESTION_CONTROL;
+use rustix::net::sockopt::set_tcp_congestion;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::Waiting;
@@ -18,6 +20,7 @@ pub(super) struct End {
 impl End {
     pub(super) fn new(stream: TcpStream, waiting: Waiting, largest: usize) -> io::Result<Self> {
         stream.set_nodelay(true)?;
+        set_tcp_congestion(&stream, CONGESTION_CONTROL)?;
         Ok(Self {
             stream,
             waiting,

@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::entry::Sequence;
 
 /// Size of an acknowledgement on the wire.
-pub const ACK_BYTES: usize = 48;
+pub const ACK_BYTES: usize = 40;
 
 /// First field behind the CRC; tells an acknowledgement from anything else.
 pub const ACK_MAGIC: u32 = u32::from_le_bytes(*b"LSAK");
@@ -23,8 +23,6 @@ pub struct Ack {
     pub replayed: Sequence,
     /// Position that the backup's machine has reached.
     pub replayed_position: u64,
-    /// How far the replay is behind what was received, in nanoseconds of virtual time.
-    pub lag_ns: u64,
     /// Credit: bytes of log that fit the backup's ring behind the entry `acked`.
     pub free: u64,
 }
@@ -39,7 +37,6 @@ struct Wire {
     acked: U64,
     replayed: U64,
     replayed_position: U64,
-    lag_ns: U64,
     free: U64,
 }
 
@@ -106,7 +103,6 @@ impl Ack {
             acked: U64::new(self.acked.0),
             replayed: U64::new(self.replayed.0),
             replayed_position: U64::new(self.replayed_position),
-            lag_ns: U64::new(self.lag_ns),
             free: U64::new(self.free),
         };
         wire.crc = U32::new(crc32c::crc32c(&wire.as_bytes()[4..]));
@@ -135,7 +131,6 @@ impl Ack {
             acked: Sequence(wire.acked.get()),
             replayed: Sequence(wire.replayed.get()),
             replayed_position: wire.replayed_position.get(),
-            lag_ns: wire.lag_ns.get(),
             free: wire.free.get(),
         };
         if ack.replayed > ack.acked {
@@ -154,20 +149,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn ack() -> impl Strategy<Value = Ack> {
-        (
-            any::<u64>(),
-            any::<u64>(),
-            any::<u64>(),
-            any::<u64>(),
-            any::<u64>(),
-        )
-            .prop_map(|(a, b, replayed_position, lag_ns, free)| Ack {
+        (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>()).prop_map(
+            |(a, b, replayed_position, free)| Ack {
                 acked: Sequence(a.max(b)),
                 replayed: Sequence(a.min(b)),
                 replayed_position,
-                lag_ns,
                 free,
-            })
+            },
+        )
     }
 
     proptest! {

@@ -18,7 +18,7 @@ use crate::entry::{MAX_ENTRY_BYTES, Sequence};
 pub const MAGIC: [u8; 8] = *b"LOCKSTEP";
 
 /// Version of this protocol and of the entry layout. Peers of different versions do not talk.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Longest body, bytes.
 pub const MAX_BODY_BYTES: usize = 64 << 10;

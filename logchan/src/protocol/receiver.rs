@@ -41,8 +41,6 @@ pub struct Replayed {
     pub sequence: Sequence,
     /// Position of the machine.
     pub position: u64,
-    /// Virtual time of the machine, nanoseconds.
-    pub clock: u64,
 }
 
 /// Checks a log as it arrives and decides when to acknowledge.
@@ -52,7 +50,6 @@ pub struct Receiver {
     capacity: u64,
     policy: AckPolicy,
     last: Sequence,
-    last_clock: u64,
     unacked: u32,
     unacked_since: u64,
     at_once: bool,
@@ -74,7 +71,6 @@ impl Receiver {
             capacity,
             policy,
             last,
-            last_clock: 0,
             unacked: 0,
             unacked_since: 0,
             at_once: false,
@@ -104,7 +100,6 @@ impl Receiver {
             return Ok(Verdict::Gap { expected, found });
         }
         self.last = found;
-        self.last_clock = self.last_clock.max(entry.clock());
         self.bytes += entry.bytes_in_log() as u64;
         if self.unacked == 0 {
             self.unacked_since = now;
@@ -167,7 +162,6 @@ impl Receiver {
             acked: self.last,
             replayed: replayed.sequence.min(self.last),
             replayed_position: replayed.position,
-            lag_ns: self.last_clock.saturating_sub(replayed.clock),
             free,
         }
     }

@@ -20,7 +20,6 @@ pub struct Sender {
     credit_cursor: u64,
     replayed: Sequence,
     replayed_position: u64,
-    lag_ns: u64,
     /// Since when bytes have been under way without an acknowledgement that settles some.
     waiting_since: Option<u64>,
 }
@@ -45,8 +44,6 @@ pub struct Acked {
     pub replayed: Sequence,
     /// Position of the backup's machine, as last reported.
     pub replayed_position: u64,
-    /// Execution lag as last reported, nanoseconds of virtual time.
-    pub lag_ns: u64,
     /// Bytes that may still be sent before the backup's ring is full.
     pub credit: u64,
 }
@@ -66,7 +63,6 @@ impl Sender {
             credit_cursor: cursor,
             replayed: Sequence::NONE,
             replayed_position: 0,
-            lag_ns: 0,
             waiting_since: None,
         }
     }
@@ -135,7 +131,6 @@ impl Sender {
         if ack.replayed >= self.replayed {
             self.replayed = ack.replayed;
             self.replayed_position = ack.replayed_position;
-            self.lag_ns = ack.lag_ns;
         }
         if self.acked_cursor == self.highest_sent {
             self.waiting_since = None;
@@ -175,7 +170,6 @@ impl Sender {
             acked: self.acked,
             replayed: self.replayed,
             replayed_position: self.replayed_position,
-            lag_ns: self.lag_ns,
             credit: self.credit_cursor.saturating_sub(self.sent_cursor),
         }
     }

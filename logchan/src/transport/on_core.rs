@@ -31,7 +31,6 @@ struct Shared {
     acked: AtomicU64,
     replayed: AtomicU64,
     replayed_position: AtomicU64,
-    lag_ns: AtomicU64,
     credit: AtomicU64,
     /// Rung when any of them changed, or the channel failed.
     news: Bell,
@@ -90,7 +89,6 @@ impl OnCore {
             acked: AtomicU64::new(seen.0),
             replayed: AtomicU64::new(0),
             replayed_position: AtomicU64::new(0),
-            lag_ns: AtomicU64::new(0),
             credit: AtomicU64::new(0),
             news: Bell::default(),
             fd_wanted: AtomicBool::new(false),
@@ -145,7 +143,6 @@ impl Shared {
         self.replayed.store(acked.replayed.0, Ordering::Relaxed);
         self.replayed_position
             .store(acked.replayed_position, Ordering::Relaxed);
-        self.lag_ns.store(acked.lag_ns, Ordering::Relaxed);
         self.credit.store(acked.credit, Ordering::Relaxed);
         // Release: pairs with the Acquire in `glance`.
         self.acked.store(acked.acked.0, Ordering::Release);
@@ -170,7 +167,6 @@ impl Shared {
             acked,
             replayed: Sequence(self.replayed.load(Ordering::Relaxed)).min(acked),
             replayed_position: self.replayed_position.load(Ordering::Relaxed),
-            lag_ns: self.lag_ns.load(Ordering::Relaxed),
             credit: self.credit.load(Ordering::Relaxed),
         }
     }

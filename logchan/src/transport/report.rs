@@ -7,17 +7,16 @@ use super::shm::ControlPage;
 use crate::entry::Sequence;
 use crate::protocol::receiver::Replayed;
 
-/// [`Replayed`] as three words that one thread writes and others glance at. All zero is "nothing
+/// [`Replayed`] as two words that one thread writes and others glance at. All zero is "nothing
 /// replayed".
 #[derive(Debug, Default)]
 #[repr(C)]
 pub(crate) struct ReportCells {
     sequence: AtomicU64,
     position: AtomicU64,
-    clock: AtomicU64,
 }
 
-/// Where the replaying thread says how far it has come. The three values are a glance: a reader may
+/// Where the replaying thread says how far it has come. The two values are a glance: a reader may
 /// see a position that is newer than the sequence beside it.
 #[derive(Debug, Clone)]
 pub struct ReplayReport(Cells);
@@ -60,9 +59,8 @@ impl ReplayReport {
 impl ReportCells {
     fn store(&self, replayed: Replayed) {
         self.position.store(replayed.position, Ordering::Relaxed);
-        self.clock.store(replayed.clock, Ordering::Relaxed);
-        // Release: pairs with the Acquire in `load`, so that position and clock are never older than
-        // the sequence.
+        // Release: pairs with the Acquire in `load`, so that the position is never older than the
+        // sequence.
         self.sequence.store(replayed.sequence.0, Ordering::Release);
     }
 
@@ -70,11 +68,6 @@ impl ReportCells {
         // Acquire: pairs with the Release in `store`.
         let sequence = Sequence(self.sequence.load(Ordering::Acquire));
         let position = self.position.load(Ordering::Relaxed);
-        let clock = self.clock.load(Ordering::Relaxed);
-        Replayed {
-            sequence,
-            position,
-            clock,
-        }
+        Replayed { sequence, position }
     }
 }

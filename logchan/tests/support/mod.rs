@@ -276,7 +276,6 @@ pub fn read_next(reader: &mut EntryReader, report: &ReplayReport) -> (Sequence, 
             let replayed = Replayed {
                 sequence: entry.sequence(),
                 position: entry.position(),
-                clock: entry.clock(),
             };
             reader.release();
             report.replayed(replayed);

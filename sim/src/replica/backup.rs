@@ -373,7 +373,6 @@ impl BackupHost {
         Replayed {
             sequence: self.replayer.replayed(),
             position: self.machine.vm.position(),
-            clock: self.replayer.replayed_clock(),
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use lockstep_logchan::entry::{Sequence, whole_entries};
 use lockstep_logchan::protocol::Role;
-use lockstep_logchan::protocol::ack::Ack;
+use lockstep_logchan::protocol::ack::{ACK_BYTES, Ack};
 use lockstep_logchan::protocol::sender::Sender;
 use lockstep_logchan::writer::EntryWriter;
 use lockstep_ringbuf::Consumer;
@@ -197,7 +197,7 @@ impl PrimaryHost {
         }
     }
 
-    fn receive_ack(&mut self, bytes: &[u8; 48], now: u64, env: &mut Env) {
+    fn receive_ack(&mut self, bytes: &[u8; ACK_BYTES], now: u64, env: &mut Env) {
         // A damaged acknowledgement is dropped; on this link messages may get lost.
         let Ok(ack) = Ack::decode(bytes) else { return };
         match &mut self.channel {

@@ -98,6 +98,13 @@ pub const TABLE: &[Knob] = &[
         "Poll the network card for this long before waiting (SO_BUSY_POLL); 0 is off"
     ),
     knob!(
+        "channel",
+        "congestion-control",
+        Unit::None,
+        OneOf(&["host", "cubic", "reno"]),
+        "Of the log's TCP connection; host leaves what the host has, which may pace (BBR)"
+    ),
+    knob!(
         "cpu",
         "idle-wait",
         Unit::None,
@@ -214,7 +221,7 @@ pub const TABLE: &[Knob] = &[
         "lag-limit-ms",
         Milliseconds,
         from(1, 60_000),
-        "The primary is slowed down while its backup lags further behind than this"
+        "Above this much vCPU time that the backup has yet to replay the primary is slowed down, to a tenth at twice as much"
     ),
     knob!(
         "disk",

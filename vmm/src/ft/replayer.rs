@@ -28,7 +28,7 @@ use super::log::{
     Sequence, decode,
 };
 use super::shadow::ShadowRing;
-use super::vm::{Event, Output, OutputKind, Position, Stop, VirtualTime, Vm};
+use super::vm::{Event, Output, OutputKind, Position, Stop, Vm};
 use own::OwnDisks;
 
 /// What a [`Replayer::step`] achieved.
@@ -81,7 +81,6 @@ pub struct Replayer {
     /// Entry of the last output that the primary is known to have released.
     released: Sequence,
     replayed: Sequence,
-    clock: VirtualTime,
     /// Of which request [`Replayer::fetched`] is what the shared disk holds.
     fetched_for: Option<RequestId>,
     fetched: Vec<u8>,
@@ -141,7 +140,6 @@ impl Replayer {
             confirmed: said,
             released: last,
             replayed: last,
-            clock: 0,
             fetched_for: None,
             fetched: Vec::new(),
             own: OwnDisks::default(),
@@ -278,7 +276,6 @@ impl Replayer {
                 }
             }
         }
-        self.clock = vm.clock();
         self.replayed = sequence;
         log.release();
         Ok(self
@@ -479,13 +476,6 @@ impl Replayer {
     #[must_use]
     pub const fn replayed(&self) -> Sequence {
         self.replayed
-    }
-
-    /// Virtual time up to which the machine has been replayed; the primary compares it with its own
-    /// to know the execution lag (see [`crate::ft::throttle`]).
-    #[must_use]
-    pub const fn replayed_clock(&self) -> VirtualTime {
-        self.clock
     }
 
     /// How many outputs would be sent again if this machine went live now.

@@ -241,7 +241,6 @@ impl<V: Vm> Following<V> {
             let replayed = Replayed {
                 sequence: self.replayer.replayed(),
                 position: self.vm.position(),
-                clock: self.replayer.replayed_clock(),
             };
             self.receiver.report().replayed(replayed);
             self.counters.vcpu.position.set(self.vm.position());

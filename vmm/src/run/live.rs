@@ -21,6 +21,7 @@ use super::{RunError, RunOptions};
 use crate::ft::gate::{MAX_HELD_OUTPUTS, OutputGate, ReleaseLimit};
 use crate::ft::log::{EndReason, LogDraft, LogWrite, Sequence};
 use crate::ft::recorder::{RecordError, Recorder, RecorderSettings};
+use crate::ft::throttle::Ran;
 use crate::ft::vm::{ENTROPY_LIMIT, Event, Output, OutputKind, Stop, Vm};
 use crate::host::disk::CopyFile;
 use crate::host::port::MAX_FRAME;
@@ -120,7 +121,7 @@ pub(super) struct Live<V: Vm> {
     /// One for each output in the gate, in the same order.
     stamps: VecDeque<OutputStamps>,
     powered_off: bool,
-    ran_ns: u64,
+    ran: Ran,
     resume_at: u64,
     /// Buffers of outputs, to be given back to the machine.
     spent: Vec<Output>,
@@ -144,7 +145,7 @@ impl<V: Vm> Live<V> {
             next_look: 0,
             stamps: VecDeque::with_capacity(MAX_HELD_OUTPUTS),
             powered_off: false,
-            ran_ns: 0,
+            ran: Ran::default(),
             resume_at: 0,
             spent: Vec::new(),
         }
@@ -171,9 +172,9 @@ impl<V: Vm> Live<V> {
         // What a full gate or log kept back comes first: outputs keep their order.
         self.hold_outputs(log, 0)?;
         let mut progress = self.take_events(log)?;
-        self.ran_ns = 0;
+        self.ran = Ran::default();
         let started = stamp::now();
-        if !self.halted && started >= self.resume_at {
+        if !self.halted && !self.held_back(started) {
             // While outputs wait, acknowledgements are looked for more often.
             let disk_waits = self.disks.as_ref().is_some_and(|disks| disks.waiting() > 0);
             let slice = if self.gate.held() > 0 || disk_waits {
@@ -181,10 +182,14 @@ impl<V: Vm> Live<V> {
             } else {
                 self.slice
             };
-            let until = self.vm.position().saturating_add(slice);
+            let from = self.vm.position();
+            let until = from.saturating_add(slice);
             let stop = self.vm.run(until).map_err(RecordError::Vm)?;
             let kick = stamp::now();
-            self.ran_ns = kick - started;
+            self.ran = Ran {
+                ns: kick - started,
+                positions: self.vm.position() - from,
+            };
             self.halted = stop == Stop::Halted;
             self.hold_outputs(log, kick)?;
             self.counters.vcpu.position.set(self.vm.position());
@@ -408,9 +413,9 @@ impl<V: Vm> Live<V> {
         }
     }
 
-    /// How long the guest executed in the last turn, nanoseconds.
-    pub const fn ran_ns(&self) -> u64 {
-        self.ran_ns
+    /// What the guest executed in the last turn.
+    pub const fn ran(&self) -> Ran {
+        self.ran
     }
 
     /// Keeps the guest from executing for `pause` nanoseconds from `now`: the backup lags.
@@ -419,6 +424,11 @@ impl<V: Vm> Live<V> {
             self.resume_at = now + pause;
             self.counters.vcpu.slowed_ns.add(pause);
         }
+    }
+
+    /// Whether the guest is kept from executing at `now`.
+    pub const fn held_back(&self, now: u64) -> bool {
+        now < self.resume_at
     }
 
     /// Gives to the world what `limit` allows; `acked` is when the last acknowledgement was seen, 0

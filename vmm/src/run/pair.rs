@@ -35,7 +35,7 @@ use super::{RunError, VmSpec};
 use crate::ft::arbiter::{Claim, Party};
 use crate::host::arbiter_file::ArbiterFile;
 use crate::host::disk::{CopyFile, Sharing};
-use crate::settings::{Flush, Settings, ShmAck, TransportKind, Wait};
+use crate::settings::{CongestionControl, Flush, Settings, ShmAck, TransportKind, Wait};
 
 /// A connection at the primary's door has this long to say who it is.
 pub(super) const HELLO_LIMIT: Duration = Duration::from_secs(2);
@@ -288,6 +288,11 @@ fn tcp_options(settings: &Settings, wait: WaitPolicy) -> TcpOptions {
         sqpoll: channel.sqpoll,
         send_zc: channel.send_zc,
         busy_poll_us: channel.busy_poll_us,
+        congestion_control: match channel.congestion_control {
+            CongestionControl::Host => None,
+            CongestionControl::Cubic => Some("cubic"),
+            CongestionControl::Reno => Some("reno"),
+        },
         ack: AckPolicy {
             entries: channel.ack_entries,
             delay_ns: u64::from(channel.ack_delay_us) * 1000,

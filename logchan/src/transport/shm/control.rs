@@ -16,7 +16,7 @@ use crate::transport::report::ReportCells;
 /// `LSCONTRL`, as it lies in memory.
 const MAGIC: u64 = u64::from_le_bytes(*b"LSCONTRL");
 /// Version of the layout.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 /// Size of the memory file.
 const BYTES: usize = 4096;
 /// Its size must not change under us: touching what is gone raises SIGBUS.

@@ -82,7 +82,6 @@ impl ShmPrimary {
         // The peer may have written anything: never more than there is.
         self.known.replayed = replayed.sequence.min(log.last_sequence());
         self.known.replayed_position = replayed.position;
-        self.known.lag_ns = log.last_clock().saturating_sub(replayed.clock);
         self.known.credit = log.producer().free() as u64;
         Ok(())
     }

@@ -67,7 +67,7 @@ impl TcpBackup {
         let log = ring.producer()?;
         let reader = EntryReader::new(ring.consumer()?, last, Checked::ByReceiver);
         let uring = Uring::new(options.sqpoll)?;
-        socket::prepare(stream.as_fd(), &uring, options.busy_poll_us)?;
+        socket::prepare(stream.as_fd(), &uring, options)?;
         let receiver = Receiver::new(last, ring.capacity() as u64, options.ack);
         let channel = Self {
             uring,

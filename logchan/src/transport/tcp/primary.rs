@@ -90,7 +90,7 @@ impl TcpPrimary {
                 "set send-zc to false, or use Linux 6.0",
             )?;
         }
-        socket::prepare(stream.as_fd(), &uring, options.busy_poll_us)?;
+        socket::prepare(stream.as_fd(), &uring, options)?;
         // SAFETY: `ring` below keeps the memory mapped, and is dropped after `uring`.
         let registered = unsafe { uring.register_memory(ring.data_ptr(), ring.mapped_len())? };
         let kind = match (options.send_zc, registered) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use socket2::SockRef;
 
-use super::DROP_PATIENCE;
+use super::{DROP_PATIENCE, TcpOptions};
 use crate::transport::uring::Uring;
 use crate::transport::{ChannelError, UringError};
 
@@ -13,7 +13,7 @@ use crate::transport::{ChannelError, UringError};
 pub(super) fn prepare(
     stream: BorrowedFd<'_>,
     uring: &Uring,
-    busy_poll_us: u32,
+    options: &TcpOptions,
 ) -> Result<(), ChannelError> {
     let socket = SockRef::from(&stream);
     let io = |step| move |source| ChannelError::Io { step, source };
@@ -30,6 +30,14 @@ pub(super) fn prepare(
     socket
         .set_tcp_nodelay(true)
         .map_err(io("setting TCP_NODELAY"))?;
+    if let Some(name) = options.congestion_control {
+        rustix::net::sockopt::set_tcp_congestion(stream, name).map_err(|errno| {
+            io("setting TCP_CONGESTION (modprobe it, or set congestion-control to host)")(
+                errno.into(),
+            )
+        })?;
+    }
+    let busy_poll_us = options.busy_poll_us;
     if busy_poll_us > 0 {
         set_busy_poll(stream, busy_poll_us)?;
         match uring.busy_poll(busy_poll_us) {

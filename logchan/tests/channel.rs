@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use lockstep_logchan::entry::{Flags, Sequence};
 use lockstep_logchan::transport::ChannelError;
-use lockstep_logchan::transport::tcp::{TcpBackup, TcpPrimary};
+use lockstep_logchan::transport::tcp::{TcpBackup, TcpOptions, TcpPrimary};
 use lockstep_perf::stamp;
 use lockstep_ringbuf::WaitPolicy;
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::sockopt;
 use support::*;
 
 fn every_entry_arrives(kind: Kind, wait: WaitPolicy, entries: u64) {
@@ -376,4 +377,37 @@ fn the_lifelines_end_is_the_primarys_and_what_it_had_sent_is_received_before() {
         assert_eq!(read_next(&mut reader, &report).0, Sequence(n));
     }
     drop(primary);
+}
+
+#[test]
+fn the_logs_connection_has_the_congestion_control_that_the_knob_names() {
+    for asked in [Some("cubic"), Some("reno"), None] {
+        let (ours, theirs) = tcp_pair();
+        let before = sockopt::tcp_congestion(&ours).expect("an answer");
+        let seen = ours.try_clone().expect("a second descriptor");
+        let options = TcpOptions {
+            congestion_control: asked,
+            ..TcpOptions::default()
+        };
+        let (near, agreed) = (ring(), agreed());
+        let _primary = TcpPrimary::new(ours.into(), &near, Sequence::NONE, &agreed, &options)
+            .expect("the primary's end");
+        let after = sockopt::tcp_congestion(&seen).expect("an answer");
+        assert_eq!(after, asked.unwrap_or(&before));
+        drop(theirs);
+    }
+}
+
+#[test]
+fn a_congestion_control_that_the_kernel_lacks_is_an_error_that_says_what_to_do() {
+    let (ours, _theirs) = tcp_pair();
+    let options = TcpOptions {
+        congestion_control: Some("pigeons"),
+        ..TcpOptions::default()
+    };
+    let error = TcpPrimary::new(ours.into(), &ring(), Sequence::NONE, &agreed(), &options)
+        .expect_err("no kernel has it")
+        .to_string();
+    assert!(error.contains("TCP_CONGESTION"), "{error}");
+    assert!(error.contains("congestion-control to host"), "{error}");
 }

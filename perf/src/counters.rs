@@ -151,7 +151,7 @@ group! {
         acked_sequence: Gauge,
         /// Sequence number up to which the backup has replayed.
         replayed_sequence: Gauge,
-        /// How far the backup's execution is behind, nanoseconds.
+        /// vCPU time that the backup has yet to replay, nanoseconds.
         lag_ns: Gauge,
         /// Heartbeats sent.
         heartbeats_sent: Counter,

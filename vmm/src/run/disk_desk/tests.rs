@@ -64,6 +64,14 @@ fn open(path: &Path, sharing: Sharing) -> DiskDesk {
     .expect("a disk")
 }
 
+/// Waits until a request has ended, which the guest is not told yet.
+fn await_end(desk: &mut DiskDesk) {
+    while desk.ended().is_none() {
+        desk.await_progress(Duration::from_millis(10))
+            .expect("waited");
+    }
+}
+
 fn frame() -> Output {
     Output {
         kind: OutputKind::Frame,
@@ -106,10 +114,7 @@ fn a_backup_without_the_entry_of_a_write_that_was_started_does_not_go_live() {
     };
     let found = goes_live_without_a_log(gate.released_with(desk.released()));
     assert_eq!(found, Err(expected));
-    while desk.ended().is_none() {
-        desk.await_progress(Duration::from_millis(10))
-            .expect("waited");
-    }
+    await_end(&mut desk);
 }
 
 /// The backup would drop its copy, which is not out.
@@ -134,10 +139,7 @@ fn a_frame_at_the_gate_is_not_released_by_a_later_write_that_was_started() {
     assert_eq!(gate.released_with(desk.released()), Sequence(2));
     gate.sent();
     assert_eq!(gate.released_with(desk.released()), Sequence(3));
-    while desk.ended().is_none() {
-        desk.await_progress(Duration::from_millis(10))
-            .expect("waited");
-    }
+    await_end(&mut desk);
 }
 
 /// A primary that was stopped, or that suspects its backup, may have more allowed writes than the
@@ -154,15 +156,9 @@ fn a_write_that_waited_for_a_place_in_the_queue_does_not_start_once_nothing_may_
         desk.start(limit, Sequence::NONE, u64::MAX)
             .expect("started");
     };
-    let await_end = |desk: &mut DiskDesk, entry| {
-        while desk.ended().is_none() {
-            desk.await_progress(Duration::from_millis(10))
-                .expect("waited");
-        }
-        desk.told(Sequence(entry), true);
-    };
     start(&mut desk, acknowledged);
-    await_end(&mut desk, 3);
+    await_end(&mut desk);
+    desk.told(Sequence(3), true);
     for _ in 0..20 {
         start(&mut desk, ReleaseLimit::Nothing);
         desk.await_progress(Duration::from_millis(1))
@@ -176,7 +172,7 @@ fn a_write_that_waited_for_a_place_in_the_queue_does_not_start_once_nothing_may_
     assert_eq!(second, [0; BLOCK as usize]);
 
     start(&mut desk, acknowledged);
-    await_end(&mut desk, 4);
+    await_end(&mut desk);
     file.as_file()
         .read_exact_at(&mut second, BLOCK)
         .expect("read");
@@ -202,13 +198,6 @@ fn a_write_to_an_own_disk_waits_for_nobody_but_is_noted_before_it_starts() {
     drop(copy);
 
     let mut desk = open(&path, Sharing::Own);
-    let await_end = |desk: &mut DiskDesk| {
-        while desk.ended().is_none() {
-            desk.await_progress(Duration::from_millis(10))
-                .expect("waited");
-        }
-        desk.told(Sequence(9), true);
-    };
     let (mut gate, mut spent) = (OutputGate::new(), Vec::new());
     let mut outlets = Outlets {
         gate: &mut gate,
@@ -228,6 +217,7 @@ fn a_write_to_an_own_disk_waits_for_nobody_but_is_noted_before_it_starts() {
 
     desk.start(none, Sequence::NONE, u64::MAX).expect("started");
     await_end(&mut desk);
+    desk.told(Sequence(9), true);
     file.read_exact_at(&mut block, 0).expect("read");
     assert_eq!(block, [0x5a; BLOCK as usize]);
     assert_eq!(

@@ -1,6 +1,9 @@
 //! One run: two replicas, the log between them, the disk that they share or the one that each has.
 
+mod backup;
+mod disk;
 mod judge;
+mod primary;
 
 use std::collections::VecDeque;
 
@@ -12,13 +15,11 @@ use lockstep_ringbuf::{Ring, RingOptions};
 use lockstep_vmm::ft::arbiter::{ArbitrationSettings, Claim, Party};
 use lockstep_vmm::ft::backup::{Backup, BackupAction, BackupState};
 use lockstep_vmm::ft::detector::{DetectorSettings, Suspicion};
-use lockstep_vmm::ft::disk::{DiskRequest, DiskSet};
-use lockstep_vmm::ft::gate::ReleaseLimit;
+use lockstep_vmm::ft::disk::DiskSet;
 use lockstep_vmm::ft::log::Unlogged;
 use lockstep_vmm::ft::primary::{Primary, PrimaryAction, PrimaryState};
 use lockstep_vmm::ft::recorder::{Recorder, RecorderSettings};
-use lockstep_vmm::ft::replayer::{Progress, ReplayError, Replayer};
-use lockstep_vmm::ft::vm::Vm;
+use lockstep_vmm::ft::replayer::Replayer;
 
 use super::guest::DiskGuest;
 use super::live::LiveMachine;
@@ -254,21 +255,6 @@ impl World {
         self.judge()
     }
 
-    /// The disk that `side` reaches.
-    fn storage_of(&mut self, side: Side) -> &mut Storage {
-        match (side, &mut self.own) {
-            (Side::Backup, Some(own)) => &mut own.storage,
-            _ => &mut self.storage,
-        }
-    }
-
-    fn storage_seen_by(&self, side: Side) -> &Storage {
-        match (side, &self.own) {
-            (Side::Backup, Some(own)) => &own.storage,
-            _ => &self.storage,
-        }
-    }
-
     fn backup_vm(&self) -> Option<&DiskGuest> {
         match &self.backup {
             Follower::Replays { vm, .. } => Some(vm),
@@ -366,76 +352,6 @@ impl World {
         self.backup_role.suspect(self.now(), why);
     }
 
-    // --- the primary
-
-    fn primary_turn(&mut self) -> Result<(), Broken> {
-        if self.primary_process != Process::Runs {
-            return Ok(());
-        }
-        let now = self.now();
-        // Nothing more comes through a connection that is closed, and that is noticed, sooner or later.
-        if self.closed && self.acknowledgements.is_empty() && self.rng.chance(200) {
-            self.primary_role.suspect(now, Suspicion::ConnectionLost);
-        }
-        if self.primary_role.may_run() {
-            let positions = self.rng.between(1, 4);
-            match &mut self.primary_log {
-                PrimaryLog::Ring(log) => {
-                    self.primary.turn(log, positions, now);
-                    if self.stood_still
-                        && let Some(written) = self.primary.mark_time(log, now)
-                    {
-                        self.primary_role.stood_still(written);
-                        self.stood_still = false;
-                    }
-                    let (last, end) = (log.last_sequence(), log.producer().committed());
-                    if self.ends.back().is_none_or(|(noted, _)| *noted < last) {
-                        self.ends.push_back((last, end));
-                    }
-                }
-                PrimaryLog::Alone(log) => self.primary.turn(log, positions, now),
-            }
-        }
-        if self.stood_still {
-            return Ok(());
-        }
-        let limit = match (self.sabotage, self.primary_role.release_limit()) {
-            (DiskSabotage::StartEarly, ReleaseLimit::UpTo(_)) => ReleaseLimit::Everything,
-            (_, limit) => limit,
-        };
-        let replayed = self.replayed;
-        while let Some(request) = self.primary.next(limit, replayed, now) {
-            self.check_start(&request)?;
-            self.start(Side::Primary, request);
-        }
-        while let Some(output) = self.primary.gate.next(self.primary_role.release_limit()) {
-            tell(&mut self.told, output);
-            self.primary.gate.sent();
-        }
-        Ok(())
-    }
-
-    fn start(&mut self, side: Side, request: DiskRequest) {
-        self.say(|| format!("{side:?} starts {request:?}"));
-        let vm = match side {
-            Side::Primary => Some(&self.primary.vm),
-            Side::Backup => self.backup_vm(),
-        };
-        let Some(region) = vm.and_then(Vm::bounce).cloned() else {
-            return;
-        };
-        let storage = match (side, &mut self.own) {
-            (Side::Backup, Some(own)) => &mut own.storage,
-            _ => &mut self.storage,
-        };
-        storage.start(side, request, region, &mut self.rng);
-        if self.sabotage == DiskSabotage::EndEarly && request.op.is_held() {
-            self.ended(side, request, lockstep_vmm::ft::disk::DiskStatus::Done);
-        }
-    }
-
-    // --- the log
-
     fn transfer_log(&mut self) {
         if self.closed || !self.backup_role.may_acknowledge() {
             return;
@@ -470,213 +386,6 @@ impl World {
             if !all {
                 break;
             }
-        }
-    }
-
-    // --- the backup
-
-    fn backup_turn(&mut self) -> Result<(), Broken> {
-        if self.backup_process != Process::Runs {
-            return Ok(());
-        }
-        let now = self.now();
-        match &mut self.backup {
-            Follower::Replays { vm, replayer } => {
-                if !self.backup_role.may_replay() {
-                    return Ok(());
-                }
-                let budget = self.rng.between(1, 8);
-                let over = matches!(self.backup_role.state(), BackupState::Draining(_))
-                    && replayer.drained();
-                if let Some(own) = &mut self.own {
-                    own.follow(replayer, vm, over, &mut self.rng);
-                }
-                for _ in 0..self.rng.between(1, 4) {
-                    let stepped = replayer.step(&mut **vm, &mut self.reader, budget);
-                    if let Err(ReplayError::OwnDisk { .. }) = stepped {
-                        // The primary's did not.
-                        self.lose_backup("its own disk failed");
-                        break;
-                    }
-                    match stepped.map_err(|error| (DiskRule::Equal, error.to_string()))? {
-                        Progress::Idle => {
-                            let rests = self.own.as_ref().is_none_or(OwnDisk::rests);
-                            if matches!(self.backup_role.state(), BackupState::Draining(_)) && rests
-                            {
-                                self.backup_role.drained(now, replayer.replayed());
-                            }
-                            break;
-                        }
-                        Progress::ReadDisk { request, digest } => {
-                            let storage =
-                                self.own.as_ref().map_or(&self.storage, |own| &own.storage);
-                            storage.read_now(&request, vm.bounce());
-                            if replayer.disk_read(&**vm, &request) != digest {
-                                // What a write left that failed on one of two disks is open on both.
-                                if self.plan.own && self.plan.failing > 0 {
-                                    self.lose_backup("other data on its own disk");
-                                    break;
-                                }
-                                // A primary that has won already waits for nobody: its backup gives up.
-                                if matches!(self.primary_log, PrimaryLog::Alone(_)) {
-                                    let why = "other data on the shared disk".to_owned();
-                                    self.backup_role.refuse(why);
-                                    break;
-                                }
-                                let detail = format!("the backup's {request:?} found other data");
-                                return Err((DiskRule::Equal, detail));
-                            }
-                        }
-                        Progress::AwaitDisk { .. } => break,
-                        Progress::Running | Progress::Replayed(_) | Progress::Ended(_) => {}
-                    }
-                    if let Some(own) = &mut self.own {
-                        own.follow(replayer, vm, false, &mut self.rng);
-                    }
-                }
-            }
-            Follower::Live(live, log) => {
-                let positions = self.rng.between(1, 4);
-                live.turn(log, positions, now);
-                let mut starting = Vec::new();
-                while let Some(request) = live.next(ReleaseLimit::Everything, Sequence::NONE, now) {
-                    starting.push(request);
-                }
-                while let Some(output) = live.gate.next(ReleaseLimit::Everything) {
-                    tell(&mut self.told, output);
-                    live.gate.sent();
-                }
-                for request in starting {
-                    self.start(Side::Backup, request);
-                }
-            }
-            Follower::Nothing => {}
-        }
-        Ok(())
-    }
-
-    /// The backup gives itself up, and that is the fault of this run.
-    fn lose_backup(&mut self, why: &str) {
-        self.backup_role.refuse(why.to_owned());
-        self.closed = true;
-        self.backup_process = Process::Dead;
-        self.plan.at = 0;
-        self.resumes_at = self.resumes_at.min(self.step + 1);
-    }
-
-    fn go_live(&mut self) -> Result<(), Broken> {
-        let follower = std::mem::replace(&mut self.backup, Follower::Nothing);
-        let Follower::Replays {
-            mut vm,
-            mut replayer,
-        } = follower
-        else {
-            return Ok(());
-        };
-        let taken = replayer.go_live();
-        let taken = taken.map_err(|error| (DiskRule::Equal, error.to_string()))?;
-        for output in &taken.resend {
-            tell(&mut self.told, output);
-        }
-        let now = self.now();
-        let mut requests = vm.disk_requests();
-        self.check_reissue(&requests, taken.replayed)?;
-        match self.sabotage {
-            DiskSabotage::ReissueNothing => requests.clear(),
-            DiskSabotage::ReissueEnded => {
-                let known = self.primary.vm.last().min(vm.last());
-                let ended = (1..=known).find_map(|id| self.primary.ended_request(id, &requests));
-                requests.splice(0..0, ended);
-                requests.sort_unstable_by_key(|request| request.id);
-            }
-            _ => {}
-        }
-        let settle = match self.sabotage {
-            DiskSabotage::NoQuarantine => 0,
-            _ => SETTLE * STEP,
-        };
-        // What is on the disk, or on its way there, the new primary has asked for.
-        let reached = self.own.as_ref().map_or(&self.storage, |own| &own.storage);
-        let under_way = reached.in_flight(Side::Primary);
-        let changing = under_way
-            .filter(|request| request.op.changes())
-            .map(|r| r.id);
-        let unknown = changing.chain(reached.sectors).find(|id| *id > vm.last());
-        if let Some(id) = unknown {
-            let detail = format!(
-                "{id} is on the disk, and the new primary knows {}",
-                vm.last()
-            );
-            return Err((DiskRule::OutputRule, detail));
-        }
-        self.reissued = requests.len();
-        self.say(|| format!("live; again: {requests:?}"));
-        // On its own disk nothing was under way that its machine did not know of.
-        vm.lenient = if self.plan.own { 0 } else { vm.last() };
-        let recorder = Recorder::new(RECORDER, now, vm.clock(), taken.said);
-        let mut live = LiveMachine::new(*vm, recorder, false, self.plan.own);
-        let own = match self.plan.own {
-            true => DiskSet::NONE.with(0),
-            false => DiskSet::NONE,
-        };
-        live.schedule.reissue(requests, &own, now, settle);
-        self.backup = Follower::Live(Box::new(live), Unlogged::after(taken.replayed));
-        self.live_since = Some(self.step);
-        self.storage.primary_lingers = !self.plan.own;
-        Ok(())
-    }
-
-    // --- the disk
-
-    fn disk_turn(&mut self) -> Result<(), Broken> {
-        // A disk that has nothing to do takes no time from the other.
-        let both = match &self.own {
-            Some(own) if self.storage.is_idle() => !own.storage.is_idle(),
-            Some(own) => !own.storage.is_idle() && self.rng.chance(500),
-            None => false,
-        };
-        let storage = match &mut self.own {
-            Some(own) if both => &mut own.storage,
-            _ => &mut self.storage,
-        };
-        let Some((side, id, status)) = storage.progress(&mut self.rng)? else {
-            return Ok(());
-        };
-        if let (Some(own), Follower::Replays { replayer, .. }, Side::Backup) =
-            (&mut self.own, &mut self.backup, side)
-        {
-            own.ended(replayer, id, status);
-            return Ok(());
-        }
-        let vm = match side {
-            Side::Primary => Some(&self.primary.vm),
-            Side::Backup => self.backup_vm(),
-        };
-        let requests = vm.map(Vm::disk_requests).unwrap_or_default();
-        let early = self.sabotage == DiskSabotage::EndEarly;
-        if let Some(request) = requests.into_iter().find(|request| request.id == id)
-            && !(early && request.op.is_held())
-        {
-            self.ended(side, request, status);
-        }
-        Ok(())
-    }
-
-    fn ended(
-        &mut self,
-        side: Side,
-        request: DiskRequest,
-        status: lockstep_vmm::ft::disk::DiskStatus,
-    ) {
-        self.say(|| format!("{side:?} has ended {} {status:?}", request.id));
-        let live = match (side, &mut self.backup) {
-            (Side::Primary, _) => &mut self.primary,
-            (Side::Backup, Follower::Live(live, _)) => live,
-            _ => return,
-        };
-        // A mistake may have it under way twice; the guest is told once.
-        if live.ended.iter().all(|(ended, _)| ended.id != request.id) {
-            live.ended.push_back((request, status));
         }
     }
 

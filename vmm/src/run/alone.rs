@@ -50,10 +50,10 @@ impl<V: Vm> Alone<V> {
     pub fn settle(&mut self) -> Result<(), RunError> {
         while !self.live.vm.at_position() {
             self.live.turn(&mut self.log)?;
-            self.live.release(ReleaseLimit::Everything, 0);
+            self.live.release(ReleaseLimit::Everything, 0, u64::MAX);
         }
         self.live.finish_disk_requests(&mut self.log)?;
-        self.live.release(ReleaseLimit::Everything, 0);
+        self.live.release(ReleaseLimit::Everything, 0, u64::MAX);
         Ok(())
     }
 
@@ -63,7 +63,7 @@ impl<V: Vm> Alone<V> {
         let mut idle_since = None;
         loop {
             let turn = self.live.turn(&mut self.log)?;
-            let any = self.live.release(ReleaseLimit::Everything, 0);
+            let any = self.live.release(ReleaseLimit::Everything, 0, u64::MAX);
             let started =
                 self.live
                     .start_disks(ReleaseLimit::Everything, Sequence::NONE, u64::MAX)?;

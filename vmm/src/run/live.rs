@@ -433,9 +433,13 @@ impl<V: Vm> Live<V> {
 
     /// Gives to the world what `limit` allows; `acked` is when the last acknowledgement was seen, 0
     /// if nothing waits for any. Whether anything left.
-    pub fn release(&mut self, limit: ReleaseLimit, acked: u64) -> bool {
+    /// From `until` on nothing leaves: the caller looked at its right to release too long ago.
+    pub fn release(&mut self, limit: ReleaseLimit, acked: u64, until: u64) -> bool {
         let mut any = false;
         while let Some(output) = self.gate.next(limit) {
+            if stamp::now() >= until {
+                break;
+            }
             self.powered_off |= output.kind == OutputKind::PowerOff;
             self.world.say(output);
             if let Some(mut stamps) = self.stamps.pop_front() {

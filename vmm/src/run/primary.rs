@@ -129,9 +129,12 @@ impl<V: Vm> Protected<V> {
                 self.role.suspect(now, why);
             }
             // While it stood still and has not marked that yet, it does not know what it may release.
-            let released =
-                !self.stood_still && self.live.release(self.role.release_limit(), self.acked_at);
-            let started = !self.stood_still && self.start_disks()?;
+            // Nor if it was stopped since it looked: an acknowledgement may have come meanwhile, and the
+            // other side have gone live.
+            let until = self.looked_at.saturating_add(self.longest_turn());
+            let limit = self.role.release_limit();
+            let released = !self.stood_still && self.live.release(limit, self.acked_at, until);
+            let started = !self.stood_still && self.start_disks(until)?;
             self.wake_backup(now, turn);
             self.account(now);
             self.listen(now);
@@ -199,7 +202,8 @@ impl<V: Vm> Protected<V> {
             if self.serve_channel(now, Turn::Idle, &mut acked).is_err() {
                 break;
             }
-            self.live.release(self.role.release_limit(), now);
+            let until = now.saturating_add(self.longest_turn());
+            self.live.release(self.role.release_limit(), now, until);
             if ended && acked >= self.log.last_sequence() {
                 break;
             }
@@ -268,10 +272,9 @@ impl<V: Vm> Protected<V> {
         2 * self.tick_every
     }
 
-    /// Starts the disk requests that may start. The right to write holds until this turn would be a
+    /// Starts the disk requests that may start. The right to write holds `until` this turn would be a
     /// pause: a thread that was stopped since it looked at its role finds out here, and writes nothing.
-    fn start_disks(&mut self) -> Result<bool, RunError> {
-        let until = self.looked_at.saturating_add(self.longest_turn());
+    fn start_disks(&mut self, until: u64) -> Result<bool, RunError> {
         let limit = self.role.release_limit();
         self.live.start_disks(limit, self.replayed, until)
     }

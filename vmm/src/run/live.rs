@@ -432,8 +432,8 @@ impl<V: Vm> Live<V> {
     }
 
     /// Gives to the world what `limit` allows; `acked` is when the last acknowledgement was seen, 0
-    /// if nothing waits for any. Whether anything left.
-    /// From `until` on nothing leaves: the caller looked at its right to release too long ago.
+    /// if nothing waits for any. From `until` on nothing leaves: the caller looked at its right to
+    /// release too long ago. Whether anything left.
     pub fn release(&mut self, limit: ReleaseLimit, acked: u64, until: u64) -> bool {
         let mut any = false;
         while let Some(output) = self.gate.next(limit) {

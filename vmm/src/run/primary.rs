@@ -128,13 +128,8 @@ impl<V: Vm> Protected<V> {
             if let Err(why) = self.serve_channel(now, turn, &mut acked) {
                 self.role.suspect(now, why);
             }
-            // While it stood still and has not marked that yet, it does not know what it may release.
-            // Nor if it was stopped since it looked: an acknowledgement may have come meanwhile, and the
-            // other side have gone live.
-            let until = self.looked_at.saturating_add(self.longest_turn());
-            let limit = self.role.release_limit();
-            let released = !self.stood_still && self.live.release(limit, self.acked_at, until);
-            let started = !self.stood_still && self.start_disks(until)?;
+            let released = self.release();
+            let started = self.start_disks()?;
             self.wake_backup(now, turn);
             self.account(now);
             self.listen(now);
@@ -199,13 +194,22 @@ impl<V: Vm> Protected<V> {
                 }
             }
             let now = stamp::now();
+            if !ended {
+                self.fence_after_a_pause(now)?;
+            }
             if self.serve_channel(now, Turn::Idle, &mut acked).is_err() {
                 break;
             }
-            let until = now.saturating_add(self.longest_turn());
-            self.live.release(self.role.release_limit(), now, until);
-            if ended && acked >= self.log.last_sequence() {
-                break;
+            if ended {
+                // Nothing behind the end can mark a pause. But a backup that has the end does not go
+                // live any more, however long this side was stopped.
+                if acked >= self.log.last_sequence() {
+                    let limit = self.role.release_limit();
+                    self.live.release(limit, self.acked_at, u64::MAX);
+                    break;
+                }
+            } else {
+                self.release();
             }
             if !ended && !self.live.vm.at_position() {
                 self.live.turn(&mut self.log)?;
@@ -272,11 +276,30 @@ impl<V: Vm> Protected<V> {
         2 * self.tick_every
     }
 
-    /// Starts the disk requests that may start. The right to write holds `until` this turn would be a
-    /// pause: a thread that was stopped since it looked at its role finds out here, and writes nothing.
-    fn start_disks(&mut self, until: u64) -> Result<bool, RunError> {
+    /// Until when what was known at the last look holds: from then on this turn is a pause. An
+    /// acknowledgement may have come during it, and the other side have gone live.
+    const fn look_holds_until(&self) -> u64 {
+        self.looked_at.saturating_add(self.longest_turn())
+    }
+
+    /// Releases the outputs that may leave; none while a pause is not marked in the log yet. Whether any
+    /// left.
+    fn release(&mut self) -> bool {
         let limit = self.role.release_limit();
-        self.live.start_disks(limit, self.replayed, until)
+        !self.stood_still
+            && self
+                .live
+                .release(limit, self.acked_at, self.look_holds_until())
+    }
+
+    /// Starts the disk requests that may start, as [`Protected::release`] does with outputs.
+    fn start_disks(&mut self) -> Result<bool, RunError> {
+        if self.stood_still {
+            return Ok(false);
+        }
+        let limit = self.role.release_limit();
+        self.live
+            .start_disks(limit, self.replayed, self.look_holds_until())
     }
 
     /// Sends what is committed and takes the acknowledgements.
@@ -549,3 +572,6 @@ pub fn primary(
     }
     report
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,6 +18,10 @@ pub const MAX_GIVEN_UP: PerMille = 900;
 /// nobody.
 const SHORTEST_PAUSE: u64 = 500_000;
 
+/// Pauses are no longer than this, nanoseconds: a slice of the vCPU that the host itself suspended is no
+/// reason to stand still for as long again.
+const LONGEST_PAUSE: u64 = 20_000_000;
+
 /// The pace is that of about this much execution, nanoseconds.
 const PACE_OVER: u64 = 1_000_000_000;
 
@@ -81,7 +85,7 @@ impl Throttle {
         if self.owed < SHORTEST_PAUSE {
             return 0;
         }
-        std::mem::take(&mut self.owed)
+        std::mem::take(&mut self.owed).min(LONGEST_PAUSE)
     }
 
     /// vCPU time that the backup has yet to replay, nanoseconds.
@@ -185,6 +189,23 @@ mod tests {
         let sum: u64 = pauses.iter().sum();
         let due = 1000 * TURN * 99 / 901;
         assert!(due - sum < 2 * SHORTEST_PAUSE, "{sum} of {due}");
+    }
+
+    #[test]
+    fn a_slice_that_the_host_suspended_is_not_answered_with_a_pause_many_times_as_long() {
+        let mut throttle = Throttle::new(LIMIT);
+        let ran = Ran {
+            ns: SECOND,
+            positions: SECOND,
+        };
+        assert_eq!(throttle.pause_after(ran, 2 * LIMIT), LONGEST_PAUSE);
+        // Nor is what was left out made up for later.
+        let ran = Ran {
+            ns: TURN,
+            positions: TURN,
+        };
+        let owed = TURN * u64::from(MAX_GIVEN_UP) / 100;
+        assert!(throttle.pause_after(ran, 2 * LIMIT) <= owed);
     }
 
     #[test]

@@ -11,3 +11,5 @@ pub mod snapshot_file;
 pub mod status_socket;
 pub mod switch;
 pub mod tap;
+#[cfg(test)]
+pub(crate) mod test_storage;

@@ -11,6 +11,7 @@ use super::*;
 use crate::ft::disk::copy::{PairingId, Plan, Record, Scope, Standing};
 use crate::ft::disk::resync::{BLOCK_BYTES, Frame};
 use crate::host::disk::CopyFile;
+use crate::host::test_storage::{LoopDevice, with_mounts};
 use crate::run::control::Control;
 
 /// Two chunks, and a bit of a third.
@@ -19,12 +20,17 @@ const BYTES: u64 = (2 << 20) + 512;
 /// A host with two disks of its own.
 struct Host {
     directory: tempfile::TempDir,
+    /// Over the two files, if these are not the disks themselves.
+    devices: Vec<LoopDevice>,
 }
 
 impl Host {
     fn new(fill: u8) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let host = Self { directory };
+        let host = Self {
+            directory,
+            devices: Vec::new(),
+        };
         for path in host.paths() {
             let file = File::create(&path).unwrap();
             file.set_len(BYTES).unwrap();
@@ -35,14 +41,28 @@ impl Host {
         host
     }
 
+    /// The same on block devices, if this process may make any.
+    fn on_devices(fill: u8) -> Result<Self, String> {
+        let mut host = Self::new(fill);
+        for path in host.paths() {
+            host.devices.push(LoopDevice::new(&path, 512)?);
+        }
+        Ok(host)
+    }
+
     fn paths(&self) -> [PathBuf; 2] {
         ["a", "b"].map(|name| self.directory.path().join(name))
     }
 
     /// As a process that starts finds them.
     fn open(&self) -> Vec<CopyFile> {
-        let open = |path: &PathBuf| CopyFile::open(path, BYTES, None).unwrap();
-        self.paths().iter().map(open).collect()
+        if self.devices.is_empty() {
+            let open = |path: &PathBuf| CopyFile::open(path, BYTES, None).unwrap();
+            return self.paths().iter().map(open).collect();
+        }
+        let records = Some(self.directory.path());
+        let open = |device: &LoopDevice| CopyFile::open(&device.0, BYTES, records).unwrap();
+        self.devices.iter().map(open).collect()
     }
 
     fn content(&self) -> Vec<Vec<u8>> {
@@ -141,6 +161,49 @@ fn a_blank_disk_becomes_a_copy_and_later_only_what_may_differ_is_compared() {
     join.unwrap();
     assert!(equal(&primary, &backup));
     assert_eq!(primary.content()[1].last(), Some(&9));
+}
+
+#[test]
+fn block_devices_are_made_equal_with_their_records_elsewhere() {
+    let test = "block_devices_are_made_equal_with_their_records_elsewhere";
+    with_mounts(test, |_| {
+        let (primary, backup) = (Host::on_devices(5)?, Host::on_devices(0)?);
+        // What is on a device is equal once it is durable: the files beneath have it then.
+        let equal = || {
+            for copy in primary.open().iter().chain(&backup.open()) {
+                copy.sync().unwrap();
+            }
+            equal(&primary, &backup)
+        };
+        let (lead, join) = resync(&primary, &backup, 1, None, false);
+        assert_eq!((lead.unwrap().differed, join.is_ok()), (2, true));
+        assert!(equal());
+        let records = |host: &Host| {
+            let entries = host.directory.path().read_dir().unwrap();
+            let name = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name();
+            let ends = |name: &std::ffi::OsString| name.to_string_lossy().ends_with(".copy");
+            entries.map(name).filter(ends).count()
+        };
+        assert_eq!((records(&primary), records(&backup)), (2, 2));
+        // The backup goes live and removes what was on the first disk, and writes to the second.
+        let mut copies = backup.open();
+        for copy in &mut copies {
+            copy.stand(Standing::Alone).unwrap();
+            copy.mark(0, 1 << 20);
+            copy.commit().unwrap();
+        }
+        copies[0].zero_block(1).unwrap();
+        copies[1].write_block(0, &[9; BLOCK_BYTES]).unwrap();
+        drop(copies);
+        let (lead, join) = resync(&backup, &primary, 2, None, false);
+        let blocks = 2 * (1 << 20) / BLOCK_BYTES as u64;
+        let progress = lead.unwrap();
+        assert_eq!((progress.compared, progress.differed), (blocks, 2));
+        join.unwrap();
+        assert!(equal());
+        assert!(primary.content()[0].iter().all(|byte| *byte == 0));
+        Ok(())
+    });
 }
 
 #[test]

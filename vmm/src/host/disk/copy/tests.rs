@@ -2,6 +2,7 @@ use std::os::unix::fs::MetadataExt;
 
 use super::*;
 use crate::ft::disk::copy::PairingId;
+use crate::host::test_storage::{mount_memory, with_mounts};
 
 const MIB: u64 = 1 << 20;
 const BYTES: u64 = 3 * MIB + 512;
@@ -75,6 +76,50 @@ fn a_new_record_takes_the_place_of_the_old_one_whole() {
     assert_eq!((record.pairing, record.map.count()), (PairingId(8), 1));
     let files = std::fs::read_dir(disk.directory.path()).unwrap().count();
     assert_eq!(files, 2, "the disk and its record");
+}
+
+#[test]
+fn a_record_that_finds_no_room_is_an_error_and_the_one_before_it_stands() {
+    let test = "a_record_that_finds_no_room_is_an_error_and_the_one_before_it_stands";
+    with_mounts(test, |directory| {
+        let records = directory.join("records");
+        std::fs::create_dir(&records).unwrap();
+        mount_memory("tmpfs", &records, MIB)?;
+        let path = directory.join("disk");
+        File::create(&path).unwrap().set_len(BYTES).unwrap();
+        let open = || CopyFile::open(&path, BYTES, Some(&records)).unwrap();
+        let mut copy = open();
+        let record = |pairing| Record::new(PairingId(pairing), Standing::Led, BYTES);
+        copy.replace(record(1)).unwrap();
+        let mut ballast = File::create(records.join("ballast")).unwrap();
+        while ballast.write_all(&[1; 4096]).is_ok() {}
+        let error = copy.replace(record(2)).unwrap_err();
+        assert!(
+            matches!(&error, CopyError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull),
+            "{error}"
+        );
+        // What is noted in the record needs no room: it has its pages already.
+        assert!(copy.mark(MIB, 512));
+        copy.commit().unwrap();
+        copy.stand(Standing::Alone).unwrap();
+        drop(copy);
+        let mut copy = open();
+        let found = copy.record().unwrap();
+        assert_eq!(
+            (found.pairing, found.standing, found.map.contains(1)),
+            (PairingId(1), Standing::Alone, true)
+        );
+        ballast.set_len(0).unwrap();
+        copy.replace(record(2)).unwrap();
+        assert_eq!(open_pairing(copy, open), PairingId(2));
+        Ok(())
+    });
+}
+
+/// What the record says once `copy` is closed and opened again.
+fn open_pairing(copy: CopyFile, open: impl Fn() -> CopyFile) -> PairingId {
+    drop(copy);
+    open().record().unwrap().pairing
 }
 
 #[test]

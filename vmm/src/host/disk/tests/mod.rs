@@ -2,7 +2,6 @@
 
 mod model;
 mod opening;
-mod storage;
 mod transfers;
 mod trouble;
 

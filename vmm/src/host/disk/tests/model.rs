@@ -7,10 +7,10 @@ use lockstep_perf::not_run;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use super::storage::{LoopDevice, with_mounts};
 use super::{BUFFERS, Rig, file, written};
 use crate::ft::disk::{DiskOp, DiskRequest, DiskStatus};
 use crate::host::disk::{DiskOptions, Sharing};
+use crate::host::test_storage::{LoopDevice, with_mounts};
 
 const DISK_BYTES: u64 = 256 << 10;
 const SECTOR: u64 = 512;

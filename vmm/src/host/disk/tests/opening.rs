@@ -7,10 +7,10 @@ use std::process::Command;
 
 use lockstep_perf::not_run;
 
-use super::storage::{LoopDevice, with_mounts};
 use super::{Rig, file, written};
 use crate::ft::disk::{DiskOp, DiskStatus};
 use crate::host::disk::{DiskError, DiskFile, DiskOptions, Disks, QUEUE_DEPTH_RANGE, Sharing};
+use crate::host::test_storage::{LoopDevice, with_mounts};
 use crate::machine::bounce::BounceRegion;
 
 fn refused(file: DiskFile) -> DiskError {

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use lockstep_perf::stamp;
 
-use super::storage::{Frozen, LoopDevice, mount_ext4, mount_memory, with_mounts};
 use super::{Rig, file, written};
 use crate::ft::disk::{DiskOp, DiskStatus};
 use crate::host::disk::{DiskError, DiskOptions, Sharing};
+use crate::host::test_storage::{Frozen, LoopDevice, mount_ext4, mount_memory, with_mounts};
 
 const MIB: u64 = 1 << 20;
 

@@ -21,7 +21,7 @@ fn call(program: &str, arguments: &[&str]) -> Result<String, String> {
 
 /// Gives `body` a directory and mounts of its own, which end with it; says so if this process may not
 /// mount. `body` says what else the host lacks.
-pub(super) fn with_mounts(test: &str, body: impl FnOnce(&Path) -> Result<(), String> + Send) {
+pub fn with_mounts(test: &str, body: impl FnOnce(&Path) -> Result<(), String> + Send) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let outcome = std::thread::scope(|scope| {
         let inside = scope.spawn(|| {
@@ -44,16 +44,16 @@ pub(super) fn with_mounts(test: &str, body: impl FnOnce(&Path) -> Result<(), Str
 }
 
 /// Mounts an in-memory file system of at most `bytes` bytes (`ramfs` has no bound).
-pub(super) fn mount_memory(kind: &str, at: &Path, bytes: u64) -> Result<(), String> {
+pub fn mount_memory(kind: &str, at: &Path, bytes: u64) -> Result<(), String> {
     let size = format!("size={bytes}");
     call("mount", &["-t", kind, "-o", &size, "none", text(at)]).map(drop)
 }
 
 /// A block device over a file.
-pub(super) struct LoopDevice(pub(super) PathBuf);
+pub struct LoopDevice(pub PathBuf);
 
 impl LoopDevice {
-    pub(super) fn new(over: &Path, sector_bytes: u32) -> Result<Self, String> {
+    pub fn new(over: &Path, sector_bytes: u32) -> Result<Self, String> {
         let sector = sector_bytes.to_string();
         let device = call(
             "losetup",
@@ -71,7 +71,7 @@ impl Drop for LoopDevice {
 }
 
 /// An ext4 file system of 16 MiB at `directory/mounted`, over a loop device.
-pub(super) fn mount_ext4(directory: &Path) -> Result<(LoopDevice, PathBuf), String> {
+pub fn mount_ext4(directory: &Path) -> Result<(LoopDevice, PathBuf), String> {
     let image = directory.join("image");
     let bytes = 16 << 20;
     let file = File::create(&image).map_err(|error| error.to_string())?;
@@ -85,10 +85,10 @@ pub(super) fn mount_ext4(directory: &Path) -> Result<(LoopDevice, PathBuf), Stri
 }
 
 /// A file system that lets no write through while this lives.
-pub(super) struct Frozen(PathBuf);
+pub struct Frozen(PathBuf);
 
 impl Frozen {
-    pub(super) fn new(at: &Path) -> Result<Self, String> {
+    pub fn new(at: &Path) -> Result<Self, String> {
         call("fsfreeze", &["--freeze", text(at)])?;
         Ok(Self(at.to_owned()))
     }

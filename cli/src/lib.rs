@@ -11,6 +11,7 @@ pub mod signals;
 use arguments::{Command, Turned};
 use lockstep_vmm::settings::Settings;
 use std::error::Error;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
@@ -22,10 +23,24 @@ const LOG: &str = "LOCKSTEP_LOG";
 #[must_use]
 pub fn main() -> ExitCode {
     let (arguments, turned) = arguments::read();
-    let filter = EnvFilter::try_from_env(LOG).unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = std::env::var(LOG).unwrap_or_else(|_| "info".to_owned());
+    let filter = match EnvFilter::try_new(&log) {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!(
+                "lockstep: {LOG}=\"{log}\": {error}; say a level (error, warn, info, debug, trace), or \
+                 `crate=level` pairs with commas between them"
+            );
+            return ExitCode::from(2);
+        }
+    };
+    // Escapes are for people: not for files, nor for who asks for none (no-color.org).
+    let colour = std::io::stderr().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|wish| wish.is_empty());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(colour)
         .with_target(false)
         .init();
     run(arguments.command, &turned).unwrap_or_else(|error| {

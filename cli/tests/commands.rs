@@ -123,3 +123,27 @@ fn every_knob_is_an_argument_and_is_listed_with_its_default() {
         }
     }
 }
+
+#[test]
+fn what_is_logged_into_a_pipe_has_no_escapes_and_a_filter_that_is_none_is_refused() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let bare = directory.path().join("bare.toml");
+    std::fs::write(&bare, "[vm]\nname = 'x'\nengine = 'soft'").expect("write");
+    let run = |filter: &str| {
+        let mut lockstep = Command::new(env!("CARGO_BIN_EXE_lockstep"));
+        lockstep.args(["run", "--config"]).arg(&bare);
+        let output = lockstep.env("LOCKSTEP_LOG", filter).output();
+        let output = output.expect("lockstep");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), said)
+    };
+    let (code, said) = run("info");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("INFO") && !said.contains('\x1b'), "{said:?}");
+    let (code, said) = run("vmm=loud");
+    assert_eq!(code, Some(2), "{said}");
+    assert!(
+        said.contains("LOCKSTEP_LOG") && said.contains("debug"),
+        "{said}"
+    );
+}

@@ -85,8 +85,10 @@ pub(super) struct DiskDesk {
     places: Vec<Option<usize>>,
     /// The side has no other any more, and has not yet changed its disks since.
     newly_alone: bool,
-    /// Read data is not put in the log: the backup reads the shared disk itself.
-    pub backup_reads: bool,
+    /// Read data is not put in the log: the backup reads the disk itself.
+    backup_reads: bool,
+    /// Own ones that a change failed on: what it left there, the other side's need not hold.
+    unlike: DiskSet,
     settle_ns: u64,
     retry_ns: u64,
     ended: Option<Ended>,
@@ -162,6 +164,7 @@ impl DiskDesk {
             places,
             newly_alone: part == Part::Alone,
             backup_reads: settings.backup_reads,
+            unlike: DiskSet::NONE,
             settle_ns: u64::from(settings.settle_ms) * 1_000_000,
             retry_ns: u64::try_from(options.read_retry.as_nanos()).unwrap_or(u64::MAX),
             ended: None,
@@ -305,6 +308,11 @@ impl DiskDesk {
         self.ended
     }
 
+    /// Whether the backup does this read again, instead of getting its data in the log.
+    pub fn read_by_backup(&self, request: &DiskRequest) -> bool {
+        request.op == DiskOp::Read && self.backup_reads && !self.unlike.contains(request.disk)
+    }
+
     /// The guest knows of the end that [`DiskDesk::ended`] showed, by this entry; `followed` says that a
     /// backup will replay it. Only from here on may what conflicts start: a backup that reads for itself
     /// has these blocks to itself first.
@@ -323,9 +331,12 @@ impl DiskDesk {
             };
             self.stages.record(&stamps, ended.request.op.is_held());
         }
-        let read = ended.request.op == DiskOp::Read && ended.status == DiskStatus::Done;
-        if read && followed && self.backup_reads {
-            self.schedule.reading(ended.request, entry);
+        let (request, done) = (ended.request, ended.status == DiskStatus::Done);
+        if done && followed && self.read_by_backup(&request) {
+            self.schedule.reading(request, entry);
+        }
+        if !done && request.op.changes() && self.own.contains(request.disk) {
+            self.unlike = self.unlike.with(request.disk);
         }
     }
 

@@ -294,7 +294,7 @@ impl<V: Vm> Live<V> {
                 log,
                 &ended.request,
                 ended.status,
-                disks.backup_reads,
+                disks.read_by_backup(&ended.request),
                 now,
             )?;
             disks.told(entry, L::KEPT);

@@ -238,3 +238,36 @@ fn a_write_to_an_own_disk_waits_for_nobody_but_is_noted_before_it_starts() {
         .expect("started");
     await_end(&mut desk);
 }
+
+/// Half of it may be there, and the other side's disk may hold all of it: what is read is the primary's.
+#[test]
+fn what_is_read_from_an_own_disk_is_shipped_once_a_change_of_it_failed() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    file.as_file().set_len(2 * BLOCK).expect("a size");
+    for (sharing, shipped) in [(Sharing::Shared, false), (Sharing::Own, true)] {
+        let mut desk = open(file.path(), sharing);
+        desk.backup_reads = true;
+        let mut end = |op, offset| {
+            let request = DiskRequest {
+                op,
+                offset,
+                ..DiskRequest::read_from(&write(1).bytes).expect("a request")
+            };
+            desk.schedule.add(request, None, 0);
+            desk.start(ReleaseLimit::Everything, Sequence::NONE, u64::MAX)
+                .expect("started");
+            await_end(&mut desk);
+            let ended = desk.ended().expect("ended");
+            let by_backup = desk.read_by_backup(&ended.request);
+            desk.told(Sequence(1), true);
+            (ended.status, by_backup)
+        };
+        assert_eq!(end(DiskOp::Read, 0), (DiskStatus::Done, true));
+        let write = DiskOp::Write { durable: false };
+        let nowhere = 2 * BLOCK;
+        assert_eq!(end(DiskOp::Read, nowhere), (DiskStatus::Failed, true));
+        assert_eq!(end(DiskOp::Read, 0), (DiskStatus::Done, true));
+        assert_eq!(end(write, nowhere), (DiskStatus::Failed, false));
+        assert_eq!(end(DiskOp::Read, 0), (DiskStatus::Done, !shipped));
+    }
+}

@@ -120,10 +120,10 @@ fn the_descriptor_wakes_a_thread_that_waits_for_an_acknowledgement() {
             mut writer,
             mut primary,
             backup,
-            reader: _reader,
+            mut reader,
         } = ends(kind, WaitPolicy::Block);
         let receiving = Receiving::start(backup);
-        for round in 1..=200 {
+        for round in 1..=2000 {
             let sequence = write(
                 (&mut writer, primary.as_mut()),
                 b"output",
@@ -131,6 +131,11 @@ fn the_descriptor_wakes_a_thread_that_waits_for_an_acknowledgement() {
             );
             primary.flush(&writer, stamp::now()).expect("flushed");
             let start = Instant::now();
+            // The acknowledgement is to come at every moment between the looks and the sleep.
+            let late = Duration::from_nanos(round % 100 * 500);
+            while start.elapsed() < late {
+                std::hint::spin_loop();
+            }
             loop {
                 let fd = primary
                     .wait_fd()
@@ -148,7 +153,8 @@ fn the_descriptor_wakes_a_thread_that_waits_for_an_acknowledgement() {
                 );
             }
             assert!(start.elapsed() < PATIENCE);
-            // Room is made by nobody here: the ring holds all of these.
+            primary.wake_backup(&writer);
+            read_next(&mut reader, &receiving.report);
         }
         assert!(receiving.stop().is_none());
     }

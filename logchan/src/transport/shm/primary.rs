@@ -110,19 +110,28 @@ impl ShmPrimary {
         }
     }
 
-    fn try_poll(&mut self, log: &EntryWriter, now: u64) -> Result<Acked, ChannelError> {
+    /// Takes the acknowledgement that is there. Whether it is news.
+    fn take_acked(&mut self, log: &EntryWriter, now: u64) -> Result<bool, ChannelError> {
         let acked = self.acked(log)?;
-        let progress = acked > self.known.acked;
-        if progress {
+        let news = acked > self.known.acked;
+        if news {
             self.counters.acks += 1;
             self.known.acked = acked;
             self.waiting_since = (acked < self.flushed).then_some(now);
         }
+        Ok(news)
+    }
+
+    fn try_poll(&mut self, log: &EntryWriter, now: u64) -> Result<Acked, ChannelError> {
+        let news = self.take_acked(log, now)?;
         if now >= self.next_look {
             // What waits for the acknowledgement goes before a system call, but not time and again.
-            self.put_off = progress && !self.put_off;
+            self.put_off = news && !self.put_off;
             if !self.put_off {
                 self.look(log, now)?;
+                // The look may have taken the byte of an acknowledgement that came after the first
+                // question: nobody would wake a thread that went to sleep without it.
+                self.take_acked(log, now)?;
             }
         }
         Ok(self.known)

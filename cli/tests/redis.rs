@@ -84,7 +84,8 @@ fn ten_minutes_of_mixed_load_diverge_nowhere() {
     });
 }
 
-/// By default for ten seconds of what the host has to spare, so it is asked for, with the one above.
+/// Ten seconds of what an idle host has to spare, so it is asked for, with the one above and with `--release`: the
+/// promise is the release build's.
 #[test]
 #[ignore = "measures what an idle machine takes, which other tests would disturb"]
 fn an_idle_guest_takes_little_of_both_hosts_and_of_the_log() {

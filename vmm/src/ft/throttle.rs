@@ -19,7 +19,8 @@ pub const MAX_GIVEN_UP: PerMille = 900;
 const SHORTEST_PAUSE: u64 = 500_000;
 
 /// Pauses are no longer than this, nanoseconds: a slice of the vCPU that the host itself suspended is no
-/// reason to stand still for as long again.
+/// reason to stand still for as long again. At the default slice a pause comes to about a tenth of this;
+/// slices that themselves execute for more than 2 ms are slowed by less than [`MAX_GIVEN_UP`].
 const LONGEST_PAUSE: u64 = 20_000_000;
 
 /// The pace is that of about this much execution, nanoseconds.
@@ -96,7 +97,7 @@ impl Throttle {
 
     /// The share of vCPU time being given up: in proportion to the lag above the limit. Lag grows by
     /// what the primary executes and shrinks by what the backup does, so it settles where the two are
-    /// equal, and below twice the limit.
+    /// equal, and below twice the limit (unless slices are long, see `LONGEST_PAUSE`).
     #[must_use]
     pub fn given_up(&self) -> PerMille {
         let above = self.lag.saturating_sub(self.limit).min(self.limit);
